@@ -1,0 +1,486 @@
+"""A recorded run as the app and the JSON API ask it: the arrays of one step, or of one feature over all steps.
+
+What a trace lacks is MissingDataError with the reason in words: a view shows it, the API answers 404 with it.
+Room: apps. May touch: reads the trace it is given, through its public face; keeps what was read in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from analysis import forces
+from analysis.similarity import cosine_matrix, off_diagonal_stats
+from analysis.trajectories import died_at
+from apps import normalize
+from apps.pictures import Batch, plain, shown_batch
+from tracer.errors import MissingDataError, NameUnknownError, RewindError, StepError
+from tracer.trace import open_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from analysis.similarity import OffDiagonal
+    from apps.normalize import Normalize
+    from apps.pilot import Peeked
+    from tracer import Trace
+
+_LARGEST_MATRIX = 2048
+_KEPT_STATES = 32
+_KEPT_BATCHES = 16
+_KEPT_ARRAYS = 8
+_KEPT_PEEKS = 2
+_KEPT_BYTES = 512 << 20
+# One question, since each would first take in what a live run wrote meanwhile. A capture without a value for a step is
+# NULL and no NaN: only what the run itself gave is marked.
+_MARKS = """
+select 'epoch', first_step from epochs where first_step is not null
+union all select distinct 'event', step from events where step is not null
+union all (select 'nan', step from steps where not isfinite(loss) order by step limit 500)
+"""
+LEADING = ("win_rate", "grad_magnitude", "som_magnitude", "feature_novelty", "effective_win", "gradient_weight")
+
+
+@dataclass(frozen=True)
+class Marks:
+    """The steps that the scrubber marks."""
+
+    keyframes: list[int]
+    epochs: list[int]
+    sessions: list[int]
+    nan: list[int]
+    events: list[int]
+
+
+class Recorded:
+    """A trace with what a viewer asks of it. Steps are those of the trace: `first` to `last`, both included."""
+
+    def __init__(self, trace: Trace, name: str = "") -> None:
+        """`name` is what the run is called in the app and the API."""
+        self.trace = trace
+        self.name = name or trace.path.name
+        self._again: dict[int, dict[str, Any]] = {}
+        self._peeked: dict[int, Peeked] = {}
+        self._batches: dict[int, Batch] = {}
+        self._made: dict[tuple[Any, ...], NDArray[np.float64]] = {}
+
+    def twin(self) -> Recorded:
+        """The same run opened once more, for another thread."""
+        twin = Recorded(open_trace(self.trace.path), self.name)
+        twin._again, twin._peeked = self._again, self._peeked
+        return twin
+
+    def refresh(self) -> None:
+        """Take in what a live run has written since it was opened, or last refreshed."""
+        self.trace.refresh()
+        for name, made in vars(type(self)).items():
+            if isinstance(made, cached_property):
+                self.__dict__.pop(name, None)
+        self._made.clear()
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def first(self) -> int:
+        """The first step."""
+        return self.trace.first_step
+
+    @property
+    def last(self) -> int:
+        """The last step; `first` for an empty trace."""
+        return max(self.trace.first_step, self.trace.steps - 1)
+
+    @property
+    def empty(self) -> bool:
+        """Whether there is no step at all."""
+        return self.trace.steps <= self.trace.first_step
+
+    def check(self, k: int) -> int:
+        """Return `k`. Raise StepError where it is no step of the trace."""
+        if self.empty or not self.first <= k <= self.last:
+            there = "none" if self.empty else f"{self.first} to {self.last}"
+            raise StepError(f"no step {k}; there are: {there}", step=k)
+        return k
+
+    @cached_property
+    def scalars(self) -> dict[str, NDArray[np.float64]]:
+        """Every numeric column of `steps`, float64 [T] (NULL is NaN: see `given`), `step` among them."""
+        return {name: _numbers(values) for name, values in self._columns.items() if _is_numeric(values)}
+
+    @cached_property
+    def _columns(self) -> dict[str, Any]:
+        return self.trace.sql("select * from steps order by step").fetchnumpy()
+
+    def given(self, name: str) -> NDArray[np.bool_]:
+        """Which steps have a value of this scalar, be it NaN, bool [T]: a program need not log it at every step."""
+        return ~np.ma.getmaskarray(self._columns[name])
+
+    @property
+    def series_names(self) -> list[str]:
+        """The scalars worth a chart: those that are no bookkeeping and have a value somewhere."""
+        skip = {"step", "session", "epoch", "batch_index", "batch_size", "time"}
+        return [n for n, v in self.scalars.items() if n not in skip and not np.isnan(v).all()] + [
+            n for n in ("loss",) if n in self.scalars and np.isnan(self.scalars[n]).all()
+        ]
+
+    def scalars_at(self, k: int) -> dict[str, float]:
+        """The scalars of step `k`; empty where the step has no row, the record's own where it came just now."""
+        steps = self.scalars.get("step", np.empty(0))
+        place = int(np.searchsorted(steps, k))
+        if place >= len(steps) and not self.empty and k <= self.last:
+            return self._just_recorded(k)
+        if place >= len(steps) or steps[place] != k:
+            return {}
+        return {name: float(values[place]) for name, values in self.scalars.items()}
+
+    def _just_recorded(self, k: int) -> dict[str, float]:
+        """Of a step that a live run made since the figures were read: what its record says."""
+        try:
+            header = self.trace.record(k)
+        except RewindError:
+            return {}
+        known = {n: header.get(n) for n in ("step", "epoch", "loss", "lr", "grad_norm", "duration")}
+        return {name: float(value) for name, value in known.items() if value is not None}
+
+    @cached_property
+    def marks(self) -> Marks:
+        """Where the scrubber has marks."""
+        found = self.trace.sql(_MARKS).fetchall()
+        kinds = {kind: sorted(int(k) for of, k in found if of == kind) for kind in ("epoch", "event", "nan")}
+        return Marks(
+            keyframes=list(self.trace.keyframes),
+            epochs=kinds["epoch"],
+            sessions=[s.first_step for s in self.trace.sessions[1:]],
+            nan=kinds["nan"],
+            events=kinds["event"],
+        )
+
+    # -- the batch -----------------------------------------------------------------------------------------------------
+
+    def batch(self, k: int) -> Batch:
+        """The batch of step `k` as it can be shown. Raise MissingDataError, StepError, DamageError."""
+        if k not in self._batches:
+            self._batches[k] = shown_batch(self.trace.batch(self.check(k)), self._normalize)
+            while len(self._batches) > _KEPT_BATCHES:
+                del self._batches[next(iter(self._batches))]
+        return self._batches[k]
+
+    @cached_property
+    def _normalize(self) -> Normalize | None:
+        return normalize.of_trace(self.trace.path)
+
+    def per_sample(self, k: int) -> dict[str, NDArray[np.float64]]:
+        """What was captured per sample of step `k`, [B] each, by the last part of its key."""
+        found = {}
+        for key in self.keys_of("sample", 1):
+            if (value := self.capture_or_none(key, k)) is not None:
+                found[key.rpartition("/")[2]] = value.astype(np.float64)
+        return found
+
+    def winners(self, k: int, sample: int, count: int = 5) -> list[tuple[int, float]]:
+        """The features that score highest on one sample of step `k`, with their scores; empty where not captured."""
+        for key in self.keys_of("sample", 2):
+            scores = self.capture_or_none(key, k)
+            if scores is not None and 0 <= sample < len(scores):
+                best = np.argsort(-np.nan_to_num(scores[sample], nan=-np.inf), kind="stable")[:count]
+                return [(int(i), float(scores[sample, i])) for i in best]
+        return []
+
+    # -- captures ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _forms(self) -> dict[str, tuple[tuple[int, ...], tuple[str, ...] | None]]:
+        found = {key: (series.shape, series.dims) for key, series in self.trace.captures.items()}
+        for peeked in self._peeked.values():
+            found |= {n: (tuple(t.shape), peeked.dims.get(n)) for n, t in peeked.captures.items() if n not in found}
+        return found
+
+    @property
+    def capture_keys(self) -> list[str]:
+        """All keys that were captured."""
+        return list(self._forms)
+
+    def keys_of(self, first: str, ndim: int) -> list[str]:
+        """The captures of `ndim` dimensions whose first is `first` ("sample" or "feature")."""
+        return [k for k, (shape, dims) in self._forms.items() if len(shape) == ndim and _leads(dims, ndim) == first]
+
+    def capture(self, key: str, k: int) -> NDArray[Any]:
+        """One capture at step `k`. Raise NameUnknownError, MissingDataError, StepError."""
+        try:
+            return np.asarray(plain(self.trace.captures[key][self.check(k)]))
+        except (MissingDataError, NameUnknownError):
+            peeked = self._peeked.get(k)
+            if peeked is None or key not in peeked.captures:
+                raise
+            return np.asarray(plain(peeked.captures[key]))
+
+    def capture_or_none(self, key: str, k: int) -> NDArray[Any] | None:
+        """One capture at step `k`, or None where it was not given."""
+        try:
+            return self.capture(key, k)
+        except (MissingDataError, NameUnknownError):
+            return None
+
+    # -- features ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def layers(self) -> list[str]:
+        """The layers that have a value per feature."""
+        return sorted({key.rpartition("/")[0] for key in self.keys_of("feature", 1)})
+
+    def metrics_of(self, layer: str) -> list[str]:
+        """The per-feature quantities of `layer`, S4.4's first."""
+        found = [k.rpartition("/")[2] for k in self.keys_of("feature", 1) if k.rpartition("/")[0] == layer]
+        return [n for n in LEADING if n in found] + [n for n in found if n not in LEADING]
+
+    def features(self, layer: str, k: int) -> dict[str, NDArray[np.float64]]:
+        """Every per-feature quantity of `layer` at step `k`, [D] each. Raise MissingDataError where there is none."""
+        values = {name: self.capture_or_none(f"{layer}/{name}", k) for name in self.metrics_of(layer)}
+        found = {name: value.astype(np.float64) for name, value in values.items() if value is not None}
+        if not found:
+            reason = "captures nothing per feature" if not self.layers else f"captured nothing per feature at step {k}"
+            raise MissingDataError(f"this run {reason}; tracer.capture('layer/win_rate', tensor) adds it", step=k)
+        return found
+
+    def trajectory(
+        self, layer: str, metric: str, watched: Sequence[int]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """One quantity of the watched features over all steps: (steps [T], values [T, W]). Raise NameUnknownError."""
+        if metric not in self.metrics_of(layer):
+            raise NameUnknownError(f"no per-feature capture {layer}/{metric}", tensor=f"{layer}/{metric}")
+        query = f'select step, feature, "{metric}" v from features where layer = ? and feature in (select unnest(?))'
+        rows = self.trace.sql(query + " order by step, feature", [layer, [int(f) for f in watched]]).fetchnumpy()
+        return _pivot(rows["step"], rows["feature"], _numbers(rows["v"]), watched)
+
+    def deaths(self, layer: str, watched: Sequence[int]) -> list[int | None]:
+        """The step at which each watched feature died (S4.9); None for the living, and where win_rate is not known."""
+        if "win_rate" not in self.metrics_of(layer):
+            return [None] * len(watched)
+        steps, rates = self.trajectory(layer, "win_rate", watched)
+        return died_at(rates, steps) if len(steps) else [None] * len(watched)
+
+    # -- weights and forces --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def matrices(self) -> list[str]:
+        """The 2-D parameters of the stored states, by name; of a re-executed one where none is stored."""
+        states = self.trace.stored_states.array()
+        if not len(states):
+            again = next(iter(self._again.values()), {})
+            return [n for n, t in again.items() if t.ndim == 2 and t.is_floating_point()]
+        entries = self.trace.layout(int(states[0])).entries
+        return [e.name for e in entries if len(e.shape) == 2 and e.dtype.startswith(("float", "bfloat"))]
+
+    def keep(self, k: int, state: dict[str, Any]) -> None:
+        """Take in a re-executed state: from now on its weights are there, as if they had been stored."""
+        self._again[k] = state
+        sizes = {k: sum(t.nbytes for t in known.values()) for k, known in self._again.items()}
+        while len(self._again) > 2 and (len(self._again) > _KEPT_STATES or sum(sizes.values()) > _KEPT_BYTES):
+            oldest = next(iter(self._again))
+            del self._again[oldest], sizes[oldest]
+        self._made.clear()
+        for name in ("matrices", "sources"):
+            self.__dict__.pop(name, None)
+
+    def take(self, peeked: Peeked) -> None:
+        """Take in what a paused process told of its last step: the views have it as if it had been stored."""
+        self._peeked[peeked.step] = peeked
+        while len(self._peeked) > _KEPT_PEEKS:
+            del self._peeked[next(iter(self._peeked))]
+        if peeked.weights:
+            self.keep(peeked.step + 1, peeked.weights)
+        for name in ("_forms", "layers", "matrices", "sources"):
+            self.__dict__.pop(name, None)
+        self._made.clear()
+
+    @property
+    def replayable(self) -> bool:
+        """Whether the program can be run again from somewhere."""
+        return self.trace.manifest.detail != "metrics" and bool(self.trace.keyframes)
+
+    def weight_of(self, layer: str) -> str:
+        """The weight [D, F] whose rows are the features of `layer`. Raise MissingDataError."""
+        shape = next((s for k, (s, _) in self._forms.items() if k == f"{layer}/som_targets"), None)
+        count = next((s[0] for k, (s, _) in self._forms.items() if k.startswith(f"{layer}/") and len(s) == 1), None)
+        sizes = {name: self._shape(name) for name in self.matrices}
+        for name, size in sizes.items():
+            if size == shape or (shape is None and size[0] == count):
+                return name
+        raise MissingDataError(f"no stored weight has a row for each feature of {layer!r}")
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        states = self.trace.stored_states.array()
+        if not len(states):
+            return tuple(next(iter(self._again.values()))[name].shape)
+        return tuple(self.trace.layout(int(states[0])).entry(name).shape)
+
+    def weight(self, name: str, k: int) -> NDArray[np.float64]:
+        """One stored tensor of state `k`, float64, for reading only. Raise MissingDataError where it is not stored."""
+        return self._once(("weight", name, k), lambda: self._read_weight(name, k))
+
+    def _once(self, key: tuple[Any, ...], make: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
+        """What `make` gives, made once for the few steps asked about last: the parts of one picture share it."""
+        if key not in self._made:
+            self._made[key] = make()
+            while len(self._made) > _KEPT_ARRAYS:
+                del self._made[next(iter(self._made))]
+        return self._made[key]
+
+    def _read_weight(self, name: str, k: int) -> NDArray[np.float64]:
+        if k in self._again:
+            return np.asarray(plain(self._again[k][name]), np.float64)
+        if not self.trace.has_state(k):
+            raise MissingDataError(f"the weights of state {k} are not stored: the Replay tab re-executes them", step=k)
+        return np.asarray(plain(self.trace.state(k)[name]), np.float64)
+
+    def som_movement(self, layer: str, k: int) -> NDArray[np.float64]:
+        """What the SOM did to each feature in step `k`, [D, F]. Raise MissingDataError where it was not captured."""
+        return self._once(("som", layer, k), lambda: self._som_movement(layer, k))
+
+    def _som_movement(self, layer: str, k: int) -> NDArray[np.float64]:
+        targets, rate = (self.capture_or_none(f"{layer}/{n}", k) for n in ("som_targets", "som_rate"))
+        if targets is None or rate is None:
+            raise MissingDataError(f"{layer or 'this run'} captures no SOM targets and rate at step {k}", step=k)
+        return forces.som_delta(self.weight(self.weight_of(layer), k), targets, rate)
+
+    def force_axes(self, layer: str, k: int, by: str) -> tuple[NDArray[np.float64], NDArray[np.float64], str, str]:
+        """S4.5's scatter: gradient side [D], SOM side [D], and what each axis is. `by` is one of FORCES."""
+        if by == "mask":
+            names = ("grad_magnitude", "som_magnitude")
+            sides = [self.capture(f"{layer}/{n}", k).astype(np.float64) for n in names]
+            return (*sides, "sum over the batch of grad_mask", "sum over the batch of som_weight")
+        if by == "plain":
+            gradient, moved = self.plain_forces(layer, k)
+            return (
+                forces.row_norms(gradient),
+                forces.row_norms(moved),
+                "norm of the gradient",
+                "norm of W after - before",
+            )
+        som = forces.row_norms(self.som_movement(layer, k))
+        if by == "gradient":
+            masked = self.capture(f"{layer}/grad_masked", k)
+            return forces.row_norms(masked), som, "norm of the masked gradient", "norm of the SOM's movement"
+        moved = forces.row_norms(self.optimizer_movement(layer, k))
+        return moved, som, "norm of the optimizer's real movement", "norm of the SOM's movement"
+
+    def optimizer_movement(self, layer: str, k: int) -> NDArray[np.float64]:
+        """`grad_delta` of S4.5: W after - W before - SOM movement, [D, F]."""
+        name = self.weight_of(layer)
+        return forces.grad_delta(self.weight(name, k), self.weight(name, k + 1), self.som_movement(layer, k))
+
+    def has_som(self, layer: str) -> bool:
+        """Whether a SOM's targets and rate were captured: else there is one force, the optimizer's."""
+        return {f"{layer}/som_targets", f"{layer}/som_rate"} <= set(self._forms)
+
+    def main_weight(self, layer: str) -> str:
+        """The weight of `layer`, or the first one stored where no layer was captured. Raise MissingDataError."""
+        if layer:
+            return self.weight_of(layer)
+        if not self.matrices:
+            raise MissingDataError("no weights are stored: record with --detail full, or re-execute a step")
+        return self.matrices[0]
+
+    def plain_forces(self, layer: str, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Gradient of the weight at step `k`, and how the weight moved, both [D, F]. Raise MissingDataError."""
+        name = self.main_weight(layer)
+        gradients = self._grads(self.check(k))
+        if name not in gradients:
+            raise MissingDataError(f"the gradient of {name} at step {k} was not recorded", step=k, tensor=name)
+        moved = self.weight(name, k + 1) - self.weight(name, k)
+        return np.asarray(plain(gradients[name]), np.float64), moved
+
+    def _grads(self, k: int) -> dict[str, Any]:
+        try:
+            return self.trace.grads(k)
+        except MissingDataError:
+            if k not in self._peeked:
+                raise
+            return self._peeked[k].grads
+
+    def force_detail(self, layer: str, k: int, feature: int) -> forces.ForceDetail:
+        """The four pictures of one feature. Raise MissingDataError, NameUnknownError for an unknown feature."""
+        name = self.weight_of(layer)
+        before, after = self.weight(name, self.check(k)), self.weight(name, k + 1)
+        try:
+            return forces.detail(before, after, self.som_movement(layer, k), feature)
+        except IndexError as error:
+            raise NameUnknownError(str(error)) from None
+
+    def force_cosines(self, layer: str, k: int) -> NDArray[np.float64]:
+        """Cosine of the optimizer's and the SOM's movement per feature, [D]."""
+        return forces.row_cosines(self.optimizer_movement(layer, k), self.som_movement(layer, k))
+
+    # -- matrices ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """What a similarity matrix can be of: weights, captured [D, F] tensors, and the optimizer's movement."""
+        small = [n for n in self.matrices if self._shape(n)[0] <= _LARGEST_MATRIX]
+        own = [k for k in self.keys_of("feature", 2) if self._forms[k][0][0] <= _LARGEST_MATRIX]
+        movement = [f"{layer}/grad_delta" for layer in self.layers if f"{layer}/som_targets" in self._forms and small]
+        return [*small, *own, *movement]
+
+    def source(self, name: str, k: int) -> NDArray[np.float64]:
+        """The [D, F] array behind a matrix at step `k`. Raise NameUnknownError, MissingDataError."""
+        if name not in self.sources:
+            known = ", ".join(self.sources) or "none"
+            raise NameUnknownError(f"no source {name!r}; there are: {known}", tensor=name)
+        if name in self.matrices:
+            return self.weight(name, self.check(k))
+        if name in self._forms:
+            return self.capture(name, k).astype(np.float64)
+        return self.optimizer_movement(name.rpartition("/")[0], self.check(k))
+
+    def cosine(self, name: str, k: int) -> tuple[NDArray[np.float64], OffDiagonal]:
+        """The pairwise cosines [D, D] of a source at step `k`, and their figures off the diagonal."""
+        matrix = cosine_matrix(self.source(name, k))
+        return matrix, off_diagonal_stats(matrix)
+
+    def each(self, name: str, steps: Sequence[int]) -> Iterator[tuple[int, NDArray[np.float64]]]:
+        """A source at each of `steps` that has it."""
+        for k in steps:
+            try:
+                yield k, self.source(name, k)
+            except MissingDataError:
+                continue
+
+
+FORCES = {
+    "mask": "mask magnitude",
+    "gradient": "gradient norm",
+    "movement": "real weight movement",
+    "plain": "gradient against movement, no SOM",
+}
+
+
+def _leads(dims: tuple[str, ...] | None, ndim: int) -> str:
+    if dims:
+        return "sample" if dims[0] in ("sample", "batch") else "feature" if dims[0] == "feature" else dims[0]
+    return "feature" if ndim == 1 else "feature" if ndim == 2 else ""
+
+
+def _is_numeric(values: Any) -> bool:
+    return np.asarray(values).dtype.kind in "iufb"
+
+
+def _numbers(values: Any) -> NDArray[np.float64]:
+    if isinstance(values, np.ma.MaskedArray):
+        return values.astype(np.float64).filled(np.nan)
+    return np.asarray(values, np.float64)
+
+
+def _pivot(
+    steps: NDArray[Any], features: NDArray[Any], values: NDArray[np.float64], watched: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    rows, place = np.unique(np.asarray(steps, np.int64), return_inverse=True)
+    table = np.full((len(rows), len(watched)), np.nan)
+    for column, feature in enumerate(watched):
+        own = np.asarray(features) == feature
+        table[place[own], column] = values[own]
+    return rows, table

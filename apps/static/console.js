@@ -1,0 +1,41 @@
+// SQL: the schema at hand, examples, a sortable result; a click on a row with a step goes there.
+export const render = surface((root, send) => {
+  const text = el("textarea", { "aria-label": "SQL", spellcheck: false, class: "mono", rows: 6, style: "width:100%;resize:vertical" });
+  const run = el("button", { class: "primary", onclick: ask }, "Run (Ctrl+Enter)");
+  const example = el("select", { "aria-label": "examples", onchange: () => { if (example.value) { text.value = s.examples[example.value]; ask(); } } });
+  const note = el("span", { class: "soft", role: "status", "aria-live": "polite" });
+  const schema = el("div", { class: "card", style: "max-height:560px;overflow:auto" });
+  const result = el("div", { style: "overflow:auto;max-height:420px;margin-top:10px" });
+  const s = { examples: {}, rows: [], columns: [], by: null, down: false };
+  root.append(el("div", { style: "display:grid;grid-template-columns:minmax(0,1fr) 260px;gap:12px;align-items:start" },
+    el("div", { class: "card" }, text, el("div", { class: "row", style: "margin-top:8px" }, run, el("label", {}, "ask", example), note), result), schema));
+  text.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); ask(); } });
+  function ask() { note.textContent = "running …"; send({ do: "sql", query: text.value }); }
+  function draw() {
+    const at = s.columns.indexOf(s.by), way = s.down ? -1 : 1;
+    const rows = at < 0 ? s.rows : [...s.rows].sort((a, b) => (a[at] === b[at] ? 0 : a[at] === null ? 1 : b[at] === null ? -1 : a[at] < b[at] ? -way : way));
+    const step = s.columns.indexOf("step"), feature = s.columns.indexOf("feature");
+    const head = el("tr", {}, s.columns.map((c) => el("th", { scope: "col", "aria-sort": s.by === c ? (s.down ? "descending" : "ascending") : "none" }, el("button", { onclick: () => { s.down = s.by === c ? !s.down : false; s.by = c; draw(); } }, c + (s.by === c ? (s.down ? " ↓" : " ↑") : "")))));
+    const go = (row) => send({ do: "row", step: step < 0 ? null : row[step], feature: feature < 0 ? null : row[feature] });
+    result.replaceChildren(el("table", {}, el("thead", {}, head), el("tbody", {}, rows.map((row) => el("tr", step >= 0 || feature >= 0 ? { class: "link", tabIndex: 0, onclick: () => go(row), onkeydown: (e) => { if (e.key === "Enter") go(row); } } : {},
+      row.map((v) => el("td", { class: typeof v === "number" ? "num right" : "num" }, v === null ? el("span", { class: "soft" }, "NULL") : fmt(v))))))));
+  }
+  return (frame) => {
+    if (frame.kind === "theme") return;
+    if (frame.schema) {
+      schema.replaceChildren(el("h2", {}, "Views"), ...Object.entries(frame.schema).map(([view, columns]) => el("details", { open: view === "steps" }, el("summary", { class: "mono" }, view),
+        el("dl", { class: "mono", style: "font-size:12px;padding-left:12px" }, Object.entries(columns).flatMap(([c, t]) => [el("dt", {}, c), el("dd", { class: "soft" }, t.toLowerCase())])))));
+    }
+    if (frame.examples) {
+      s.examples = frame.examples;
+      example.replaceChildren(el("option", { value: "" }, "an example …"), ...Object.keys(frame.examples).map((k) => el("option", { value: k }, k)));
+      if (!text.value) text.value = frame.first;
+    }
+    if (frame.problem) { note.textContent = ""; result.replaceChildren(el("div", { class: "problem" }, frame.problem)); return; }
+    if (frame.columns) {
+      s.columns = frame.columns; s.rows = frame.rows;
+      if (!s.columns.includes(s.by)) s.by = null;
+      note.textContent = frame.note; draw();
+    }
+  };
+});

@@ -1,0 +1,278 @@
+// The frame of the page: run, facts of the step, scrubber, tabs, keys. One request is in flight; the newest step wins.
+const KEYS = [
+  ["← / →", "one step back / forward"], ["Shift + ← / →", "100 steps back / forward"], ["Home / End", "first / last step"],
+  ["Space", "play or stop"], ["r", "play the other way"], ["1 … 8", "tabs"], ["u / Shift + u", "undo / redo a change of view"],
+  ["t", "light or dark"], ["g", "type a step number"], ["l", "jump to live: go along with a run that goes on"],
+  ["p", "pause or resume a run that goes on"], ["n", "one step of a paused run"], ["Shift + drag on the track", "choose a range to loop; Esc clears it"], ["?", "this list"],
+];
+
+export const render = surface((root, send) => {
+  if (!document.getElementById("rw-css")) document.head.append(el("style", { id: "rw-css" }, CSS));
+  let stored = null;
+  try { stored = localStorage.getItem("rw-theme"); } catch { stored = null; }
+  setTheme(stored ? stored === "dark" : matchMedia("(prefers-color-scheme: dark)").matches, false);
+
+  const s = { first: 0, last: 0, step: 0, sent: null, sentAt: 0, seq: 0, waiting: false, playing: 0, rate: 10, range: null, marks: {}, loss: [], tabs: [], dark: false, live: false, following: false, status: "", lost: false };
+  // An input with a list is a list that filters as one types.
+  const names = el("datalist", { id: "runs" });
+  const run = el("input", { "aria-label": "run", spellcheck: false, autocomplete: "off", style: "width:180px;font-weight:600;text-overflow:ellipsis", onfocus: () => { if (!run.readOnly) run.value = ""; },
+    onblur: () => { run.value = s.run; }, onchange: () => { if (s.runs.some(([name]) => name === run.value)) send({ do: "run", run: run.value }); run.blur(); } });
+  run.setAttribute("list", "runs");
+  const badge = el("span", { class: "chip" });
+  const facts = el("div", { class: "row num facts", style: "gap:4px 16px" });
+  const button = (text, label, action) => el("button", { title: label, "aria-label": label, onclick: action }, text);
+  const undo = button("↶", "undo a change of view (u)", () => send({ do: "undo" }));
+  const redo = button("↷", "redo (Shift+u)", () => send({ do: "redo" }));
+  const python = el("button", { title: "the few lines that get what is shown in a notebook", onclick: copy }, "Copy Python");
+  const save = el("select", { "aria-label": "export what is shown", title: "export what is shown", style: "width:84px", onchange: () => { keep(save.value); save.value = ""; } },
+    el("option", { value: "" }, "Export"), ["csv", "json", "parquet", "npz", "png", "svg"].map((f) => el("option", { value: f }, f.toUpperCase())));
+  const theme = button("◐", "light or dark (t)", () => setTheme(!s.dark));
+  const help = button("?", "shortcuts (?)", () => showHelp());
+  const play = button("▶", "play (space)", () => toggle(1));
+  const number = el("input", { type: "number", "aria-label": "step number", class: "num", style: "width:92px", onchange: () => go(Number(number.value)) });
+  const of = el("span", { class: "soft num" });
+  const rate = el("select", { "aria-label": "steps per second", onchange: () => { s.rate = Number(rate.value); } },
+    [1, 5, 10, 30, 60].map((r) => el("option", { value: r, selected: r === 10 }, `${r}/s`)));
+  const direction = button("⇄", "play the other way (r)", () => toggle(s.playing > 0 ? -1 : 1, true));
+  const live = el("button", { hidden: true, class: "live-button", title: "go along with the run, at its newest step (l)", onclick: () => follow() });
+  const range = el("button", { hidden: true, title: "clear the loop (Esc)", onclick: () => loop(null) });
+  const track = el("canvas", { tabIndex: 0, role: "slider", "aria-label": "step", style: "width:100%;height:54px;touch-action:none;cursor:pointer" });
+  const legend = el("div", { class: "row soft", style: "font-size:12px;gap:14px;min-height:18px" });
+  const tabs = el("div", { role: "tablist", class: "row tabs" });
+  const problem = el("div", { role: "status", class: "problem", hidden: true });
+  const dialog = el("dialog", { "aria-label": "shortcuts" });
+  const place = el("div");
+  const strip = liveStrip(place, send);
+
+  root.append(
+    el("header", { class: "row top" }, el("strong", { class: "logo" }, "Rewind"), run, names, badge, el("span", { class: "grow" }), facts,
+      el("span", { class: "grow" }), python, save, undo, redo, theme, help),
+    el("div", { class: "card scrub" },
+      el("div", { class: "row", style: "flex-wrap:nowrap" },
+        button("|‹", "first step (Home)", () => go(s.first)), button("‹", "one step back (←)", () => go(s.step - 1)), play,
+        button("›", "one step forward (→)", () => go(s.step + 1)), button("›|", "last step (End)", () => end()), live, direction, rate,
+        number, of, range, el("span", { class: "grow" }), legend),
+      track),
+    place, problem, tabs, dialog);
+
+  function setTheme(dark, tell = true) {
+    document.documentElement.dataset.rwTheme = dark ? "dark" : "light";
+    if (!tell) return;
+    try { localStorage.setItem("rw-theme", dark ? "dark" : "light"); } catch { /* private window: it is not remembered */ }
+    s.dark = dark; send({ do: "theme", dark }); draw();
+  }
+  s.dark = document.documentElement.dataset.rwTheme === "dark";
+
+  // -- going somewhere: the cursor moves at once, what is there follows
+  function go(step) {
+    if (!Number.isFinite(step)) return;
+    s.step = Math.max(s.first, Math.min(s.last, Math.round(step)));
+    s.following = false; stand();
+    number.value = s.step; draw(); ask();
+  }
+  function follow() {
+    if (!s.live || s.following) return;
+    if (s.playing) toggle();
+    s.following = true; s.step = s.last; stand(); draw();
+    send({ do: "follow" });
+  }
+  const end = () => (s.live ? follow() : go(s.last));
+  function ask() {
+    if (s.waiting || s.following || s.sent === s.step) return;
+    s.waiting = true; s.sent = s.step; s.seq += 1; s.sentAt = performance.now();
+    send({ do: "step", step: s.step, seq: s.seq });
+  }
+  function arrived(seq) {
+    if (seq !== s.seq) return;
+    requestAnimationFrame(() => setTimeout(() => {
+      s.waiting = false;
+      window.rewindTimes = [...(window.rewindTimes || []).slice(-999), performance.now() - s.sentAt];
+      root.dataset.shown = s.sent;
+      ask();
+    }));
+  }
+  let timer = null;
+  function toggle(way = 1, keep = false) {
+    s.playing = s.playing && !keep ? 0 : way;
+    play.textContent = s.playing ? "⏸" : "▶"; play.classList.toggle("on", !!s.playing);
+    clearTimeout(timer);
+    if (s.playing) tick();
+  }
+  function tick() {
+    if (!s.playing) return;
+    if (!s.waiting) {
+      const [low, high] = s.range || [s.first, s.last];
+      let next = s.step + s.playing;
+      if (next > high || next < low) { if (!s.range) { toggle(); if (next > high) follow(); return; } next = s.playing > 0 ? low : high; }
+      go(next);
+    }
+    timer = setTimeout(tick, 1000 / s.rate);
+  }
+  function loop(chosen) {
+    s.range = chosen; range.hidden = !chosen;
+    if (chosen) range.textContent = `loop ${chosen[0]}–${chosen[1]} ✕`;
+    draw();
+  }
+
+  // -- the track: the loss as a line, marks above and below it, the cursor
+  const x = (step, width) => 8 + ((step - s.first) / Math.max(1, s.last - s.first)) * (width - 16);
+  const at = (event) => {
+    const box = track.getBoundingClientRect();
+    return Math.round(s.first + Math.max(0, Math.min(1, (event.clientX - box.left - 8) / (box.width - 16))) * (s.last - s.first));
+  };
+  function draw() {
+    const width = track.clientWidth || 600, height = 54, c = sized(track, width, height);
+    track.style.width = "100%";
+    c.fillStyle = ink("track"); c.beginPath(); c.roundRect(0, 6, width, height - 12, 6); c.fill();
+    if (s.range) { c.fillStyle = ink("accent") + "33"; c.fillRect(x(s.range[0], width), 6, x(s.range[1], width) - x(s.range[0], width), height - 12); }
+    c.strokeStyle = ink("soft"); c.lineWidth = 1.2; c.beginPath();
+    let pen = false;
+    for (const [step, y] of s.loss) {
+      if (y === null) { pen = false; continue; }
+      const px = x(step, width), py = height - 12 - y * (height - 26);
+      pen ? c.lineTo(px, py) : c.moveTo(px, py); pen = true;
+    }
+    c.stroke();
+    const mark = (steps, colour, top, length, wide = 1) => { c.fillStyle = colour; for (const k of steps || []) c.fillRect(x(k, width) - wide / 2, top, wide, length); };
+    if ((s.marks.epochs || []).length < 400) mark(s.marks.epochs, ink("line"), 6, height - 12);
+    mark(s.marks.keyframes, ink("accent"), height - 10, 8, 2);
+    mark(s.marks.sessions, ink("violet"), 0, height, 2);
+    mark(s.marks.events, ink("yellow"), 0, 8, 2);
+    // A branch leaves the track upwards.
+    c.fillStyle = ink("green");
+    for (const k of s.marks.branches || []) { const at = x(k, width); c.fillRect(at - 1, 0, 2, height - 12); c.beginPath(); c.moveTo(at, 0); c.lineTo(at + 9, 0); c.lineTo(at, 9); c.fill(); }
+    mark(s.marks.nan, ink("red"), 0, 8, 2);
+    mark(s.marks.deaths, ink("red"), height - 8, 6, 2);
+    const px = x(s.step, width);
+    c.fillStyle = ink("accent"); c.fillRect(px - 1, 0, 2, height);
+    c.beginPath(); c.arc(px, 6, 5, 0, 7); c.fill();
+    track.setAttribute("aria-valuemin", s.first); track.setAttribute("aria-valuemax", s.last); track.setAttribute("aria-valuenow", s.step);
+  }
+  let drag = null;
+  track.addEventListener("pointerdown", (event) => {
+    track.setPointerCapture(event.pointerId);
+    drag = event.shiftKey ? at(event) : -1;
+    if (drag < 0) go(at(event));
+  });
+  track.addEventListener("pointermove", (event) => {
+    track.title = `step ${at(event)}`;
+    if (drag === null) return;
+    if (drag < 0) go(at(event)); else loop([Math.min(drag, at(event)), Math.max(drag, at(event))]);
+  });
+  track.addEventListener("pointerup", () => { drag = null; });
+  new ResizeObserver(draw).observe(track);
+
+  // -- keys
+  function onKey(event) {
+    const target = event.composedPath()[0];
+    if (!root.isConnected) { document.removeEventListener("keydown", onKey); return; }
+    if (/^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName || "") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.key === " " && target.tagName === "BUTTON") return;
+    const far = event.shiftKey ? 100 : 1;
+    const act = {
+      ArrowLeft: () => go(s.step - far), ArrowRight: () => go(s.step + far), Home: () => go(s.first), End: () => end(), l: () => follow(),
+      " ": () => toggle(1), r: () => toggle(s.playing > 0 ? -1 : 1, true), u: () => send({ do: "undo" }), U: () => send({ do: "redo" }),
+      t: () => setTheme(!s.dark), g: () => { number.focus(); number.select(); }, "?": () => showHelp(), Escape: () => loop(null),
+    }[event.key] || (/^[1-8]$/.test(event.key) ? () => s.tabs[event.key - 1] && send({ do: "tab", tab: s.tabs[event.key - 1].name }) : null);
+    if (!act) return;
+    event.preventDefault(); act();
+  }
+  document.addEventListener("keydown", onKey);
+  function showHelp() {
+    const list = el("dl");
+    const find = el("input", { type: "search", placeholder: "find a shortcut", "aria-label": "find a shortcut", style: "width:100%", oninput: fill });
+    function fill() {
+      const wanted = find.value.toLowerCase();
+      list.replaceChildren(...KEYS.filter((k) => k.join(" ").toLowerCase().includes(wanted)).flatMap(([k, what]) => [el("dt", { class: "mono" }, k), el("dd", {}, what)]));
+    }
+    fill();
+    dialog.replaceChildren(el("h2", {}, "Shortcuts"), find, list, el("button", { onclick: () => dialog.close() }, "Close"));
+    if (!dialog.open) dialog.showModal();
+  }
+
+  function copy() {
+    const said = (text) => { python.textContent = text; setTimeout(() => { python.textContent = "Copy Python"; }, 1500); };
+    navigator.clipboard.writeText(s.python || "").then(() => said("Copied"), () => {
+      dialog.replaceChildren(el("h2", {}, "Python"), el("pre", { tabIndex: 0 }, s.python || ""), el("button", { onclick: () => dialog.close() }, "Close"));
+      dialog.showModal();
+    });
+  }
+  function keep(form) {
+    if (form === "png" || form === "svg") savePhoto(root.getRootNode().host, form, `${s.run}-${s.tab}-${s.step}`.replaceAll("/", "-"));
+    else if (form) send({ do: "export", form });
+  }
+  function download(address) {
+    const link = el("a", { href: address, download: "" });
+    document.body.append(link); link.click(); link.remove();
+  }
+
+  // -- what the server says
+  function begin(frame) {
+    Object.assign(s, { first: frame.first, last: frame.last, marks: frame.marks, tabs: frame.tabs, loss: frame.loss, sent: frame.step, step: frame.step, waiting: false, range: null });
+    Object.assign(s, { run: frame.run, runs: frame.runs });
+    run.value = frame.run; run.title = frame.runs.length > 1 ? `${frame.runs.length} runs: type to find one` : frame.run; run.readOnly = frame.runs.length < 2;
+    names.replaceChildren(...frame.runs.map(([name, words]) => el("option", { value: name }, words)));
+    s.following = frame.following;
+    line.hear(frame.proof);
+    if (document.hidden) send({ do: "seen", visible: false });
+    beat(frame);
+    explain(frame); outline(frame);
+  }
+  // -- how the run stands: the badge is never older than the last word of the server
+  function stand() {
+    const word = s.lost ? "connecting" : s.status === "running" ? "live" : s.status;
+    badge.className = `chip ${word}`; badge.textContent = word; root.dataset.status = word;
+    live.hidden = !s.live;
+    live.classList.toggle("on", s.following);
+    const behind = s.last - s.step;
+    live.textContent = s.following ? "following" : behind > 0 ? `jump to live (${behind})` : "jump to live";
+    live.setAttribute("aria-pressed", s.following);
+  }
+  function beat(frame) {
+    const grown = frame.last !== s.last;
+    if (frame.live !== s.live) s.following = frame.following;
+    Object.assign(s, { first: frame.first, last: frame.last, status: frame.status, live: frame.live });
+    of.textContent = `of ${frame.first}…${frame.last}`;
+    number.min = frame.first; number.max = frame.last;
+    root.dataset.last = frame.last;
+    stand();
+    if (grown) draw();
+  }
+  const line = watchLine((lost) => {
+    s.lost = lost; stand();
+    clearTimeout(s.hint);
+    if (!lost) { if (s.hinted) problem.hidden = true; s.hinted = false; return; }
+    s.hint = setTimeout(() => { if (s.lost) { s.hinted = true; problem.hidden = false; problem.textContent = "No answer from the server. This page comes back by itself when `rewind app` is started again on the same traces."; } }, 6000);
+  });
+  document.addEventListener("visibilitychange", () => send({ do: "seen", visible: !document.hidden }));
+  function explain(frame) {
+    const shown = [["keyframes", "accent", "keyframe"], ["nan", "red", "loss not finite"], ["sessions", "violet", "new session"], ["events", "yellow", "event"], ["branches", "green", "branch"]];
+    legend.replaceChildren(el("span", {}, "line: loss"), ...shown.filter(([name]) => (frame.marks[name] || []).length).map(([, colour, text]) =>
+      el("span", {}, el("span", { style: `display:inline-block;width:3px;height:11px;margin-right:5px;background:var(--rw-${colour})` }), text)));
+  }
+  function outline(frame) {
+    tabs.replaceChildren(...frame.tabs.map((t, i) => el("button", { role: "tab", "data-tab": t.name, title: `${i + 1}`, onclick: () => send({ do: "tab", tab: t.name }) }, t.title)));
+    document.title = `${frame.run} – Rewind`;
+  }
+  // The address bar follows at most five times a second: browsers refuse more in the long run.
+  let addressed = null;
+  function address() { if (location.search !== `?${s.query}`) history.replaceState(null, "", `${location.pathname}?${s.query}`); }
+  function show(frame) {
+    for (const tab of tabs.children) { const on = tab.dataset.tab === frame.tab; tab.classList.toggle("on", on); tab.setAttribute("aria-selected", on); }
+    facts.replaceChildren(...frame.facts.map(([name, value]) => el("span", {}, el("span", { class: "soft" }, `${name} `), el("b", {}, fmt(value)))));
+    s.python = frame.python; s.tab = frame.tab; undo.disabled = !frame.undo; redo.disabled = !frame.redo;
+    problem.hidden = !frame.problem; problem.textContent = frame.problem || "";
+    if (!frame.push) s.following = frame.following;
+    // A push that crossed with the user's own going back is answered, and not gone along with.
+    if (frame.step !== s.step && !frame.ack && (!frame.push || s.following)) s.step = s.sent = frame.step;
+    if (document.activeElement !== number) number.value = s.step;
+    s.query = frame.query;
+    if (!addressed) { address(); addressed = setTimeout(() => { addressed = null; address(); }, 200); }
+    stand(); draw();
+    if (frame.ack) arrived(frame.ack); else root.dataset.shown = frame.step;
+    if (frame.push) requestAnimationFrame(() => setTimeout(() => send({ do: "painted", push: frame.push })));
+  }
+  function retrack(frame) { Object.assign(s, { marks: frame.marks, loss: frame.loss }); explain(frame); draw(); }
+  const takes = { begin, live: strip, track: retrack, pulse: (frame) => { line.hear(); beat(frame); }, download: (frame) => download(frame.address) };
+  return (frame) => (takes[frame.kind] || show)(frame);
+});

@@ -1,0 +1,76 @@
+// The feature table: any number of rows, of which only those in sight are in the page. Sorts and filters here.
+const TIPS = { winner: "win rate over 0.05", contender: "win rate from 0.01 to 0.05", dead: "win rate under 0.01", unknown: "win rate is NaN" };
+const ROW = 26;
+export const render = surface((root, send) => {
+  const s = { names: [], columns: {}, statuses: [], order: [], by: "feature", down: false, chosen: 0, filter: "", status: "" };
+  const find = el("input", { type: "search", placeholder: "filter: 12, dead, win_rate>0.05", "aria-label": "filter features", style: "width:260px", oninput: () => { s.filter = find.value.trim(); arrange(); } });
+  const layer = el("select", { "aria-label": "layer", onchange: () => send({ do: "layer", layer: layer.value }) });
+  const counts = el("span", { class: "row" });
+  const head = el("div", { class: "head line", role: "row" });
+  const sums = el("div", { class: "sums" });
+  const pad = el("div", { style: "position:relative" });
+  const box = el("div", { class: "box", tabIndex: 0, role: "rowgroup", onscroll: () => requestAnimationFrame(rows) }, pad);
+  const lost = el("div", { class: "dead", role: "status", style: "margin-bottom:8px;overflow-wrap:anywhere", hidden: true });
+  const card = el("div", { class: "card" }, el("div", { class: "row", style: "margin-bottom:10px" }, el("label", {}, "layer", layer), find, el("span", { class: "grow" }), counts), lost,
+    el("div", { class: "wide", role: "table", "aria-label": "features" }, head, box, sums));
+
+  const value = (name, i) => name === "feature" ? i : name === "status" ? s.statuses[i] : s.columns[name][i];
+  function matches(i) {
+    if (!s.filter) return true;
+    const rule = s.filter.match(/^(\w+)\s*(<=|>=|<|>|=)\s*([-\d.e]+)$/i);
+    if (rule && (s.columns[rule[1]] || rule[1] === "feature")) {
+      const a = value(rule[1], i), b = Number(rule[3]);
+      return { "<": a < b, ">": a > b, "<=": a <= b, ">=": a >= b, "=": a === b }[rule[2]];
+    }
+    return /^\d+$/.test(s.filter) ? String(i).startsWith(s.filter) : String(s.statuses[i]).includes(s.filter.toLowerCase());
+  }
+  function arrange() {
+    const order = [];
+    for (let i = 0; i < s.statuses.length; i++) if (matches(i)) order.push(i);
+    const way = s.down ? -1 : 1, nan = (v) => (typeof v === "number" && Number.isNaN(v) ? 1 : 0);
+    order.sort((a, b) => { const p = value(s.by, a), q = value(s.by, b); return nan(p) - nan(q) || (p < q ? -way : p > q ? way : a - b); });
+    s.order = order; pad.style.height = `${order.length * ROW}px`; rows();
+  }
+  function rows() {
+    const first = Math.max(0, Math.floor(box.scrollTop / ROW) - 4), last = Math.min(s.order.length, first + Math.ceil((box.clientHeight || 560) / ROW) + 8);
+    const made = [];
+    for (let place = first; place < last; place++) {
+      const i = s.order[place];
+      made.push(el("div", { class: `line body ${i === s.chosen ? "chosen" : ""}`, role: "row", style: `top:${place * ROW}px`, "aria-selected": i === s.chosen, "data-feature": i, onclick: () => send({ do: "feature", feature: i }) },
+        el("span", { class: "num", role: "cell" }, String(i)), el("span", { role: "cell" }, el("span", { class: `chip ${s.statuses[i]}`, title: TIPS[s.statuses[i]] || "" }, s.statuses[i])),
+        s.names.map((n) => el("span", { class: "num right", role: "cell" }, fmt(s.columns[n][i])))));
+    }
+    pad.replaceChildren(...made);
+  }
+  function header() {
+    const cell = (name, text) => el("button", { class: s.by === name ? "sorted" : "", role: "columnheader", "aria-sort": s.by === name ? (s.down ? "descending" : "ascending") : "none",
+      onclick: () => { s.down = s.by === name ? !s.down : name !== "feature"; s.by = name; header(); arrange(); } }, text + (s.by === name ? (s.down ? " ↓" : " ↑") : ""));
+    head.replaceChildren(cell("feature", "feature"), cell("status", "status"), ...s.names.map((n) => cell(n, n.replaceAll("_", " "))));
+    card.style.setProperty("--cols", `76px 104px repeat(${s.names.length}, minmax(84px, 1fr))`);
+    card.style.setProperty("--least", `${200 + 92 * s.names.length}px`);
+  }
+  function summary() {
+    const line = (title, of) => el("div", { class: "line sum" }, el("b", {}, title), el("span", {}), s.names.map((n) => el("span", { class: "num right" }, fmt(of(s.columns[n])))));
+    const known = (v) => Array.from(v).filter((x) => !Number.isNaN(x));
+    const over = (f) => (v) => { const k = known(v); return k.length ? f(k) : NaN; };
+    sums.replaceChildren(line("mean", over((k) => k.reduce((a, b) => a + b, 0) / k.length)), line("min", over((k) => k.reduce((a, b) => Math.min(a, b)))), line("max", over((k) => k.reduce((a, b) => Math.max(a, b)))));
+    const tally = {};
+    for (const word of s.statuses) tally[word] = (tally[word] || 0) + 1;
+    counts.replaceChildren(...["winner", "contender", "dead", "unknown"].filter((w) => tally[w]).map((w) => el("span", { class: `chip ${w}` }, `${tally[w]} ${w}`)));
+  }
+  return (frame) => {
+    if (frame.kind === "theme") return;
+    if (frame.kind === "feature") { s.chosen = frame.feature; rows(); return; }
+    if (frame.problem) { saying(root, frame.problem); return; }
+    const names = Object.keys(frame.arrays), fresh = names.join() !== s.names.join();
+    s.names = names; s.columns = Object.fromEntries(names.map((n) => [n, frame.arrays[n].data]));
+    s.statuses = frame.statuses; s.chosen = frame.feature;
+    if (!names.includes(s.by) && s.by !== "status") s.by = "feature";
+    if (card.parentNode !== root) root.replaceChildren(card);
+    if (layer.children.length !== frame.layers.length) layer.replaceChildren(...frame.layers.map((l) => el("option", { value: l }, l)));
+    layer.value = frame.layer;
+    lost.hidden = !frame.lost.length; lost.textContent = frame.lost.join("\n");
+    if (fresh) header();
+    arrange(); summary();
+  };
+});

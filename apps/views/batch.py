@@ -1,0 +1,73 @@
+"""The tab Batch: the images of this step, their labels, losses and who won them (S4.2). Room: apps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import panel as pn
+
+from apps.surfaces import Grid
+from tracer.errors import RewindError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from apps.recorded import Recorded
+    from apps.views.view import Host
+
+
+def batch_frame(run: Recorded, k: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The frame of step `k`'s batch: header and arrays; a header with `problem` where it cannot be shown."""
+    try:
+        batch = run.batch(k)
+    except RewindError as error:
+        return {"problem": str(error)}, {}
+    header: dict[str, Any] = {"size": batch.size, "labels": batch.labels, "text": batch.text}
+    header["note"] = batch.note
+    if batch.images is None:
+        return header, {}
+    values = {n: v for n, v in run.per_sample(k).items() if len(v) == len(batch.images)}
+    return header, {"images": batch.images, **{n: v.astype(np.float32) for n, v in values.items()}}
+
+
+class BatchView:
+    """The batch of the chosen step."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._sample = 0
+        self._grid = Grid(self._heard)
+        self.root = pn.Column(self._grid, sizing_mode="stretch_width")
+
+    def show(self) -> None:
+        """Paint the batch."""
+        header, arrays = batch_frame(self._host.run, self._host.selection.step)
+        if arrays:
+            header["winners"] = self._winners()
+        self._grid.send(header, arrays)
+
+    def restyle(self) -> None:
+        """Labels have the page's colour."""
+        self._grid.tell({"kind": "theme"})
+
+    def export(self) -> dict[str, NDArray[Any]]:
+        """Labels and values per sample; the pictures too where the format holds them."""
+        header, arrays = batch_frame(self._host.run, self._host.selection.step)
+        if not arrays:
+            return {}
+        labels = {} if header["labels"] is None else {"label": np.array(header["labels"])}
+        return {"position": np.arange(header["size"]), **labels, **arrays}
+
+    def _winners(self) -> list[tuple[int, float]]:
+        try:
+            return self._host.run.winners(self._host.selection.step, self._sample)
+        except RewindError:
+            return []
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        if message.get("do") == "sample" and isinstance(message.get("sample"), int):
+            self._sample = message["sample"]
+            self._grid.tell({"kind": "winners", "winners": self._winners()})
+        elif message.get("do") == "feature":
+            self._host.choose(feature=message.get("feature"))

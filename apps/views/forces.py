@@ -1,0 +1,243 @@
+"""The tab Forces: what pulls on each feature, and whether the pulls agree (S4.5). Every axis says which force it shows.
+
+Room: apps.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import panel as pn
+from bokeh.events import Tap
+from bokeh.models import ColorBar, ColumnDataSource, LinearColorMapper
+
+from analysis import forces
+from apps.pictures import square_side
+from apps.recorded import FORCES
+from apps.surfaces import Bar, Pictures
+from apps.views import figures
+from apps.views.over_steps import StepLine, spread
+from tracer.errors import MissingDataError, RewindError
+
+if TYPE_CHECKING:
+    from bokeh.plotting import figure as Figure
+    from numpy.typing import NDArray
+
+    from apps.recorded import Recorded
+    from apps.views.view import Host
+
+_RATIOS = {"mask": ("som_magnitude", "grad_magnitude"), "gradient": ("som_norm", "grad_norm_masked")}
+
+
+def scatter_data(run: Recorded, layer: str, k: int, by: str, *, log: bool) -> tuple[dict[str, Any], str, str]:
+    """The points of the scatter, and what its axes are. Raise MissingDataError where a force was not captured."""
+    gradient, som, x, y = run.force_axes(layer, k, by)
+    rates = run.capture_or_none(f"{layer}/win_rate", k)
+    rates = np.full(len(som), np.nan) if rates is None else rates.astype(np.float64)
+    a, b = (figures.positive(gradient), figures.positive(som)) if log else (gradient, som)
+    return {"x": a, "y": b, "win_rate": rates, "feature": np.arange(len(som))}, x, y
+
+
+def detail_frame(run: Recorded, layer: str, k: int, feature: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The four pictures of a feature: the three movements share one symmetric scale, the weight has its own."""
+    try:
+        found = run.force_detail(layer, k, feature)
+    except RewindError as error:
+        return {"problem": str(error)}, {}
+    parts = {
+        "weight": found.weight,
+        "gradient delta (optimizer)": found.grad_delta,
+        "SOM delta": found.som_delta,
+        "combined delta": found.combined,
+    }
+    arrays = {name: pixels(values) for name, values in parts.items()}
+    own = _limit(found.weight)
+    shared = max(_limit(v) for v in (found.grad_delta, found.som_delta, found.combined))
+    pictures = [
+        {"name": name, "norm": float(np.linalg.norm(v)), "limit": own if name == "weight" else shared}
+        for name, v in parts.items()
+    ]
+    word = "agree" if found.cosine > 0 else "fight" if found.cosine < 0 else "have no common direction"
+    words = [(f"cosine of gradient and SOM delta: {found.cosine:.4f}, they {word}", "num")]
+    scales = [("weight", own), ("deltas", shared)]
+    return {"title": f"Feature {feature}, step {k}", "pictures": pictures, "scales": scales, "words": words}, arrays
+
+
+def plain_detail_frame(
+    run: Recorded, layer: str, k: int, feature: int
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The pictures of a feature of any run: its weight, the gradient, how the weight moved, each at its own scale."""
+    try:
+        gradient, moved = run.plain_forces(layer, k)
+        if feature >= len(gradient):
+            return {"problem": f"there is no feature {feature}: they go from 0 to {len(gradient) - 1}"}, {}
+        parts = {"weight": run.weight(run.main_weight(layer), k), "gradient": gradient, "movement": moved}
+    except RewindError as error:
+        return {"problem": str(error)}, {}
+    rows = {name: values[feature] for name, values in parts.items()}
+    pictures = [{"name": n, "norm": float(np.linalg.norm(v)), "limit": _limit(v)} for n, v in rows.items()]
+    cosine = float(forces.row_cosines(gradient[feature][None], moved[feature][None])[0])
+    words = [(f"cosine of gradient and movement: {cosine:.4f}", "num")]
+    scales = [(one["name"], one["limit"]) for one in pictures]
+    frame = {"title": f"Feature {feature}, step {k}", "pictures": pictures, "scales": scales, "words": words}
+    return frame, {n: pixels(v) for n, v in rows.items()}
+
+
+def pixels(row: NDArray[np.float64]) -> NDArray[np.float32]:
+    """A row of a weight [F] as a picture: square where F is a square, else one line."""
+    side = square_side(len(row))
+    return np.ascontiguousarray(row.reshape(side, -1) if side else row[None], np.float32)
+
+
+def ratio_over_steps(run: Recorded, layer: str, by: str) -> dict[str, NDArray[Any]]:
+    """SOM over gradient at the steps, as the force `by` measures both. Reads captured norms where there are some."""
+    top, bottom = _RATIOS.get(by, ("", ""))
+    if {top, bottom} <= set(run.metrics_of(layer)):
+        query = (
+            f'select step, avg("{top}") / avg("{bottom}") r from features where layer = ? group by step order by step'
+        )
+        rows = run.trace.sql(query, [layer]).fetchnumpy()
+        return {"x": rows["step"], "ratio": np.asarray(np.ma.filled(rows["r"], np.nan), np.float64)}
+    steps, values = [], []
+    for k in spread(run.first, run.last, 200):
+        try:
+            gradient, som, *_ = run.force_axes(layer, k, by)
+        except MissingDataError:
+            continue
+        steps.append(k)
+        values.append(forces.force_ratio(som, gradient))
+    return {"x": np.array(steps), "ratio": np.array(values)}
+
+
+def _limit(values: NDArray[np.float64]) -> float:
+    low, high = figures.finite_range(values)
+    return max(abs(low), abs(high)) or 1.0
+
+
+class ForcesView:
+    """Scatter, pictures of the chosen feature, and the ratio over all steps."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._options: dict[str, Any] = {"by": "mask", "log": True}
+        self._chosen = False
+        self._bar = Bar(self._set)
+        self._pictures = Pictures(sizing_mode="fixed", width=392)
+        self._place = pn.Column(sizing_mode="stretch_width")
+        self._line = StepLine(host, "SOM : gradient over all steps", "ratio", ("ratio",), log=True)
+        self.root = pn.Column(
+            self._bar, pn.Row(self._place, self._pictures, sizing_mode="stretch_width"), self._line.root
+        )
+        self.root.sizing_mode = "stretch_width"
+        self._plot: Figure | None = None
+        self._source = ColumnDataSource({"x": [], "y": [], "win_rate": [], "feature": []})
+
+    def show(self) -> None:
+        """Paint the forces of the step."""
+        run, chosen = self._host.run, self._host.selection
+        if not run.has_som(chosen.layer) and not self._chosen:
+            self._options["by"] = "mask" if f"{chosen.layer}/som_magnitude" in run.capture_keys else "plain"
+        by = self._options["by"]
+        pictures = plain_detail_frame if by == "plain" else detail_frame
+        self._pictures.send(*pictures(run, chosen.layer, chosen.step, chosen.feature))
+        try:
+            data, x, y = scatter_data(run, chosen.layer, chosen.step, by, log=self._options["log"])
+        except RewindError as error:
+            self._bar.send({"controls": self._controls(), "words": [(str(error), "soft")]})
+            self._source.data = {name: [] for name in self._source.data}
+            return
+        if self._plot is None:
+            self._build()
+        assert self._plot is not None
+        self._source.data = data
+        place = self._source.data["feature"] == chosen.feature
+        self._source.selected.indices = np.flatnonzero(place).tolist()
+        self._plot.xaxis.axis_label, self._plot.yaxis.axis_label = x, y
+        self._bar.send({"controls": self._controls(), "words": self._words()})
+        self._line.show((run, chosen.layer, by), lambda twin: ratio_over_steps(twin, chosen.layer, by))
+
+    def restyle(self) -> None:
+        """Take on the page's colours."""
+        figures.restyle([p for p in (self._plot, self._line.plot) if p is not None], dark=self._host.dark)
+        self._pictures.tell({"kind": "theme"})
+
+    def export(self) -> dict[str, NDArray[Any]]:
+        """The points of the scatter."""
+        return {n: np.asarray(v) for n, v in self._source.data.items()}
+
+    def python(self) -> str:
+        """How a notebook gets the same."""
+        c = self._host.selection
+        return f"from apps.recorded import Recorded\nRecorded(trace).force_detail({c.layer!r}, {c.step}, {c.feature})"
+
+    def _controls(self) -> list[dict[str, Any]]:
+        o = self._options
+        return [
+            {"name": "by", "label": "forces by", "kind": "select", "options": list(FORCES.items()), "value": o["by"]},
+            {"name": "log", "label": "log axes", "kind": "toggle", "value": o["log"]},
+        ]
+
+    def _words(self) -> list[tuple[str, str]]:
+        run, chosen = self._host.run, self._host.selection
+        if self._options["by"] == "plain":
+            return []
+        som, gradient = np.nanmean(self._source.data["y"]), np.nanmean(self._source.data["x"])
+        words = [(f"SOM : gradient {som / gradient:.3g}" if gradient else "no gradient at all", "num")]
+        try:
+            counts = forces.agreement(run.force_cosines(chosen.layer, chosen.step))
+        except RewindError:
+            return words
+        return [(f"{counts.agree} agree", "chip verified"), (f"{counts.fight} fight", "chip diverged"), *words]
+
+    def _build(self) -> None:
+        kind = "log" if self._options["log"] else "linear"
+        plot = figures.chart("Forces per feature", "", "", height=540, x_axis_type=kind, y_axis_type=kind)
+        plot.xaxis.formatter = plot.yaxis.formatter = figures.plain_numbers()
+        mapper = LinearColorMapper("Viridis256", low=0, high=1, nan_color="#8C5AC8")
+        points = plot.scatter(
+            "x",
+            "y",
+            source=self._source,
+            size=10,
+            line_color="#566072",
+            fill_color={"field": "win_rate", "transform": mapper},
+            nonselection_fill_alpha=0.85,
+            selection_line_color="#D55E00",
+            selection_line_width=3,
+        )
+        plot.add_tools(
+            figures.hover(
+                ("feature", "@feature"),
+                ("gradient side", "@x{%.4g}"),
+                ("other side", "@y{%.4g}"),
+                ("win rate", "@win_rate{%.4g}"),
+                renderers=[points],
+            )
+        )
+        bar = ColorBar(color_mapper=mapper, title="win rate", width=10, background_fill_alpha=0)
+        plot.add_layout(bar, "right")
+        plot.on_event(Tap, self._tapped)
+        self._plot = plot
+        self._place[:] = [figures.card(plot, right=12)]
+        self.restyle()
+
+    def _tapped(self, event: Tap) -> None:
+        x, y = np.asarray(self._source.data["x"]), np.asarray(self._source.data["y"])
+        if event.x is None or event.y is None or not np.isfinite(x * y).any():
+            return
+        if self._options["log"]:
+            x, y, at = np.log10(x), np.log10(y), np.log10([event.x, event.y])
+        else:
+            at = np.array([event.x, event.y])
+        far = sum(((v - p) / ((np.nanmax(v) - np.nanmin(v)) or 1)) ** 2 for v, p in zip((x, y), at, strict=True))
+        self._host.choose(feature=int(np.nanargmin(far)))
+
+    def _set(self, message: dict[str, Any]) -> None:
+        name, value = message.get("name"), message.get("value")
+        if name == "by" and value in FORCES:
+            self._options["by"], self._chosen = value, True
+        elif name == "log":
+            self._options["log"], self._plot = bool(value), None
+        if name in self._options:
+            self.show()

@@ -1,0 +1,216 @@
+"""The tab Matrices: how alike the features are, in two sources side by side, at any two steps (S4.6). Room: apps."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import panel as pn
+
+from analysis.similarity import order_by_clustering, order_by_metric, stats_over_steps
+from apps.surfaces import Bar, Maps
+from apps.views import figures
+from apps.views.over_steps import StepLine, spread
+from tracer.errors import RewindError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from analysis.similarity import OffDiagonal
+    from apps.recorded import Recorded
+    from apps.views.view import Host
+
+ORDERS = {"index": "index", "cluster": "clustering"}
+LARGE = 160
+"""Rows from which on a matrix goes to the page as colours, and as numbers when somebody points at it."""
+
+
+def figures_of(stats: OffDiagonal) -> str:
+    """The figures off the diagonal in words."""
+    if not stats.pairs:
+        return "no pair of rows has a cosine"
+    lost = f", {stats.undefined} pairs undefined" if stats.undefined else ""
+    return (
+        f"off the diagonal: mean {stats.mean:.4f}  std {stats.std:.4f}  min {stats.min:.4f}  max {stats.max:.4f}{lost}"
+    )
+
+
+def matrix_pair(
+    run: Recorded, left: tuple[str, int], right: tuple[str, int], order: NDArray[np.int64] | None, *, difference: bool
+) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+    """The frame of two cosine matrices, each (source, step), in `order`; a third is left minus right."""
+    maps, arrays = [], {}
+    for name, (source, k) in (("left", left), ("right", right)):
+        matrix, stats = run.cosine(source, k)
+        arrays[name] = ordered(matrix, order)
+        maps.append(_map(name, f"{source}, step {k}", figures_of(stats)))
+    if difference and arrays["left"].shape == arrays["right"].shape:
+        arrays["difference"] = arrays["left"] - arrays["right"]
+        maps.append(_map("difference", "left minus right", ""))
+    return {"maps": maps, "order": None if order is None else order.tolist()}, arrays
+
+
+def ordered(matrix: NDArray[np.float64], order: NDArray[np.int64] | None) -> NDArray[np.float64]:
+    """Rows and columns in another order; as it is where the order is of another size."""
+    if order is None or len(order) != len(matrix):
+        return matrix
+    return matrix[np.ix_(order, order)]
+
+
+def fit(maps: list[dict[str, Any]], arrays: dict[str, NDArray[Any]]) -> None:
+    """Spread the colours over what is off the diagonal, in both matrices alike; a difference stays symmetric."""
+    off = [a[~np.eye(*a.shape, dtype=bool)] for n, a in arrays.items() if n != "difference"]
+    low, high = figures.finite_range(np.concatenate(off)) if off else (-1.0, 1.0)
+    for one in maps:
+        if one["name"] == "difference":
+            limit = max(np.abs(figures.finite_range(arrays["difference"]))) or 1.0
+            one |= {"low": -float(limit), "high": float(limit)}
+        else:
+            one |= {"low": low, "high": high if high > low else low + 1e-9, "colours": "sequential"}
+
+
+def as_levels(maps: list[dict[str, Any]], arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
+    """Matrices as the 255 colours of their scales, a quarter of the bytes; NaN is 255."""
+    levels = {}
+    for one in maps:
+        values, low, high = arrays[one["name"]], one["low"], one["high"]
+        scaled = np.clip((values.astype(np.float32) - low) * (254 / (high - low)), 0, 254)
+        levels[one["name"]] = np.where(np.isnan(scaled), 255, np.rint(scaled)).astype(np.uint8)
+    return levels
+
+
+def over_steps(run: Recorded, source: str) -> dict[str, NDArray[Any]]:
+    """Mean, standard deviation and maximum off the diagonal at some 150 steps."""
+    steps, stats = stats_over_steps(run.each(source, spread(run.first, run.last, 150)))
+    return {"x": steps, **{n: np.array([getattr(s, n) for s in stats]) for n in ("mean", "std", "max")}}
+
+
+def _map(name: str, title: str, words: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "short": name,
+        "title": title,
+        "figures": words,
+        "low": -1.0,
+        "high": 1.0,
+        "colours": "diverging",
+    }
+
+
+class MatricesView:
+    """Two matrices with one cursor, and the left one's figures over all steps."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._options: dict[str, Any] = {
+            "left": "",
+            "right": "",
+            "at": "",
+            "order": "index",
+            "fit": False,
+            "difference": False,
+        }
+        self._bar = Bar(self._set)
+        self._maps = Maps(self._heard)
+        self._line = StepLine(host, "", "cosine off the diagonal", ("mean", "std", "max"))
+        self.root = pn.Column(self._bar, self._maps, self._line.root, sizing_mode="stretch_width")
+        self._shown: dict[str, NDArray[Any]] = {}
+        self._header: dict[str, Any] = {}
+
+    def show(self) -> None:
+        """Paint both matrices; large ones in colours alone, until somebody points at them."""
+        run, chosen, o = self._host.run, self._host.selection, self._options
+        if not run.sources:
+            self._maps.send({"problem": _NOTHING})
+            return
+        self._settle(run)
+        self._bar.send({"controls": self._controls(run)})
+        other = int(o["at"]) if o["at"].isdigit() else chosen.step
+        try:
+            order = self._order(run, chosen.step)
+            header, arrays = matrix_pair(
+                run, (o["left"], chosen.step), (o["right"], other), order, difference=o["difference"]
+            )
+        except RewindError as error:
+            header, arrays = {"problem": str(error)}, {}
+        if o["fit"]:
+            fit(header.get("maps", []), arrays)
+        self._shown, self._header = arrays, {**header, "feature": chosen.feature}
+        large = max((len(a) for a in arrays.values()), default=0) >= LARGE
+        if large:
+            self._maps.send({**self._header, "levels": True}, as_levels(header["maps"], arrays))
+        else:
+            self._maps.send(self._header, arrays)
+        left = o["left"]
+        self._line._title = f"{left} over all steps"
+        self._line.show((run, left), lambda twin: over_steps(twin, left))
+
+    def restyle(self) -> None:
+        """Take on the page's colours."""
+        figures.restyle([self._line.plot], dark=self._host.dark)
+        self._maps.tell({"kind": "theme"})
+
+    def export(self) -> dict[str, NDArray[Any]]:
+        """Both matrices, in long form for a table and whole for .npz."""
+        if "left" not in self._shown:
+            return {}
+        rows, columns = np.indices(self._shown["left"].shape)
+        long = {"row": rows.ravel(), "column": columns.ravel(), "left": self._shown["left"].ravel()}
+        return long | {f"{n}_matrix": v for n, v in self._shown.items()}
+
+    def python(self) -> str:
+        """How a notebook gets the same."""
+        k = self._host.selection.step
+        return f"from apps.recorded import Recorded\nRecorded(trace).cosine({self._options['left']!r}, {k})"
+
+    def _settle(self, run: Recorded) -> None:
+        o, sources = self._options, run.sources
+        if o["left"] not in sources:
+            o["left"] = sources[0]
+        if o["right"] not in sources:
+            o["right"] = next((s for s in sources if s.endswith("som_targets")), sources[min(1, len(sources) - 1)])
+
+    def _controls(self, run: Recorded) -> list[dict[str, Any]]:
+        o = self._options
+        sources = [(s, s) for s in run.sources]
+        metrics = [(f"metric:{m}", m.replace("_", " ")) for m in run.metrics_of(self._host.selection.layer)]
+        return [
+            {"name": "left", "label": "left", "kind": "select", "options": sources, "value": o["left"]},
+            {"name": "right", "label": "right", "kind": "select", "options": sources, "value": o["right"]},
+            {"name": "at", "label": "right at step (empty: the same)", "kind": "number", "value": o["at"]},
+            {
+                "name": "order",
+                "label": "order by",
+                "kind": "select",
+                "options": [*ORDERS.items(), *metrics],
+                "value": o["order"],
+            },
+            {"name": "fit", "label": "fit colours", "kind": "toggle", "value": o["fit"]},
+            {"name": "difference", "label": "difference", "kind": "toggle", "value": o["difference"]},
+        ]
+
+    def _order(self, run: Recorded, k: int) -> NDArray[np.int64] | None:
+        how = self._options["order"]
+        if how == "cluster":
+            return order_by_clustering(run.source(self._options["left"], k))
+        if how.startswith("metric:"):
+            return order_by_metric(run.capture(f"{self._host.selection.layer}/{how.partition(':')[2]}", k))
+        return None
+
+    def _set(self, message: dict[str, Any]) -> None:
+        name, value = message.get("name"), message.get("value")
+        if name in self._options:
+            self._options[name] = bool(value) if name in ("fit", "difference") else str(value)
+            self.show()
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        if message.get("do") == "feature":
+            self._host.choose(feature=message.get("feature"))
+        elif message.get("do") == "exact" and self._shown:
+            self._maps.send(self._header, self._shown)
+
+
+_NOTHING = (
+    "There is no matrix to compare: no weights are stored and no [features, inputs] tensor was captured. "
+    "Record with --detail full, or capture one: tracer.capture('layer/name', tensor)."
+)

@@ -1,0 +1,142 @@
+"""The tab Replay: run the chosen step again, here and now, and say whether every bit is the same (C3). Room: apps."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import panel as pn
+
+import replay
+from apps.surfaces import Replayer
+from tracer.errors import RewindError
+
+if TYPE_CHECKING:
+    from apps.recorded import Recorded
+    from apps.views.view import Host
+
+
+@dataclass(frozen=True)
+class Rerun:
+    """What a re-execution gave: its verdict, what it captured, the gradients it left, the states before and after."""
+
+    verdict: Any
+    seconds: float
+    captures: dict[str, Any]
+    grads: dict[str, Any]
+    held_back: list[str]
+    states: dict[int, dict[str, Any]]
+
+
+def rerun(session: Any, k: int) -> Rerun:
+    """Run step `k` again. Raise ReplayError, StepError."""
+    started = time.perf_counter()
+    session.seek(k)
+    before = dict(session.state)
+    verdict = session.step()
+    seconds = time.perf_counter() - started
+    states = {k: before, k + 1: dict(session.state)}
+    return Rerun(verdict, seconds, session.captures, session.grads, session.held_back, states)
+
+
+def rerun_frame(found: Rerun) -> dict[str, Any]:
+    """What the page says of a re-execution."""
+    return {
+        "verdict": found.verdict.as_dict(),
+        "took": f"in {found.seconds * 1000:.0f} ms, from the nearest keyframe",
+        "captures": [(key, described(value)) for key, value in found.captures.items()],
+        "grads": [(name, f"norm {float(value.float().norm()):.4g}") for name, value in found.grads.items()],
+        "held_back": [(path, "") for path in found.held_back],
+    }
+
+
+def described(value: Any) -> str:
+    """A tensor in a few words: its shape, mean and extremes."""
+    array = np.asarray(value.float() if hasattr(value, "float") else value, np.float64)
+    if not array.size:
+        return f"{list(array.shape)}"
+    if array.ndim == 0:
+        return f"{float(array):.6g}"
+    return f"{list(array.shape)}  mean {array.mean():.4g}  min {array.min():.4g}  max {array.max():.4g}"
+
+
+class ReplayView:
+    """A button, the verdict, and what came out."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._panel = Replayer(self._heard)
+        self.root = pn.Column(self._panel, sizing_mode="stretch_width")
+        self._session: Any = None
+        self._run: Recorded | None = None
+        self._anyway = False
+        self._past: list[tuple[int, str]] = []
+        self._busy = False
+
+    def show(self) -> None:
+        """Say which step would be run; what was found of another stays."""
+        run = self._host.run
+        if run is not self._run:
+            self._run, self._past = run, []
+        impossible = None if run.replayable else _IMPOSSIBLE
+        if not self._busy:
+            self._say({"impossible": impossible})
+
+    def restyle(self) -> None:
+        """Its colours are the page's own."""
+
+    def close(self) -> None:
+        """End the program."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def python(self) -> str:
+        """How a notebook does the same."""
+        k = self._host.selection.step
+        return f"from replay import Session\nwith Session(trace) as session:\n    session.seek({k})\n    session.step()"
+
+    def _say(self, frame: dict[str, Any]) -> None:
+        self._panel.send({"step": self._host.selection.step, "past": self._past[-40:][::-1], **frame})
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        if message.get("do") == "go":
+            self._host.choose(step=message.get("step"))
+        elif message.get("do") == "anyway":
+            self._anyway = bool(message.get("value"))
+            self._host.later(lambda _: self.close(), lambda _: None)
+        elif message.get("do") == "replay" and not self._busy:
+            self._start({"back": -1, "forward": 1}.get(str(message.get("action")), 0))
+
+    def _start(self, way: int) -> None:
+        run = self._host.run
+        k = min(max(self._host.selection.step + way, run.first), run.last)
+        if way:
+            self._host.choose(step=k)
+        self._busy = True
+        self._say({"busy": f"re-executing step {k}: the program starts, which takes some seconds the first time …"})
+        self._host.later(lambda _: self._work(run, k), lambda found: self._done(run, found))
+
+    def _work(self, run: Recorded, k: int) -> Rerun:
+        if self._session is None or self._session.trace.path != run.trace.path:
+            self.close()
+            self._session = replay.Session(run.trace.path, anyway=self._anyway)
+        return rerun(self._session, k)
+
+    def _done(self, run: Recorded, found: Rerun | RewindError) -> None:
+        self._busy = False
+        if isinstance(found, RewindError):
+            self._say({"problem": str(found)})
+            return
+        for k, state in found.states.items():
+            run.keep(k, state)
+        self._past.append((found.verdict.step, found.verdict.kind))
+        self._say(rerun_frame(found))
+
+
+_IMPOSSIBLE = (
+    "This trace cannot be replayed: it has no keyframe, or was recorded at detail metrics. "
+    "Record with --detail replay (the default)."
+)

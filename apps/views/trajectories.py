@@ -1,0 +1,223 @@
+"""The tab Trajectories: the watched features over all steps, when they died, who moves with whom (S4.7, S4.9).
+
+Room: apps.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+import panel as pn
+from bokeh.events import Tap
+from bokeh.models import ColumnDataSource
+
+from analysis.metrics import downsample
+from analysis.trajectories import cosine_to_initial, pairwise
+from apps.selection import MOST_WATCHED
+from apps.surfaces import Bar, Maps
+from apps.views import figures
+from apps.views.over_steps import spread
+from tracer.errors import RewindError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from apps.recorded import Recorded
+    from apps.views.view import Host
+
+INITIAL: Final = "cosine to initial weight"
+POINTS: Final = 1500
+
+
+def series(
+    run: Recorded, layer: str, metric: str, watched: Sequence[int]
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """One quantity of the watched features: (steps [T], values [T, W]); the cosine at no more than 1500 states."""
+    if metric != INITIAL:
+        return run.trajectory(layer, metric, watched)
+    name = run.weight_of(layer)
+    states = run.trace.stored_states.array()
+    chosen = states[spread(0, len(states) - 1, POINTS)]
+    steps, rows = run.trace.weights(name, list(watched), range(int(chosen[0]), int(chosen[-1]) + 1, _stride(chosen)))
+    return steps, cosine_to_initial(rows)
+
+
+def line_data(steps: NDArray[np.int64], values: NDArray[np.float64], *, log: bool) -> dict[str, NDArray[Any]]:
+    """One feature's line: its extremes kept, gaps where the axis cannot show it."""
+    chosen = downsample(values, POINTS) if len(values) else np.empty(0, np.int64)
+    y = values[chosen]
+    return {"x": steps[chosen], "y": figures.positive(y) if log else y}
+
+
+def parse_watched(text: str) -> tuple[int, ...]:
+    """`0, 5 12-14` as features, at most MOST_WATCHED, what is no number left out."""
+    found: list[int] = []
+    for word in text.replace(",", " ").split():
+        first, dash, last = word.partition("-")
+        if first.isdigit() and (last.isdigit() if dash else True) and len(first) < 9:
+            found += range(int(first), min(int(last) if dash else int(first), int(first) + MOST_WATCHED) + 1)
+    return tuple(dict.fromkeys(found))[:MOST_WATCHED]
+
+
+def pairs_frame(run: Recorded, layer: str, k: int, watched: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The frame of the watched features' pairwise cosines at step `k`."""
+    try:
+        matrix = pairwise(run.weight(run.weight_of(layer), k), watched)
+    except RewindError as error:
+        return {"problem": str(error)}, {}
+    title = f"cosine between the watched, step {k}"
+    shown = {"name": "pairs", "short": "cosine", "title": title, "low": -1.0, "high": 1.0, "colours": "diverging"}
+    return {"maps": [shown], "order": list(watched), "side": 300}, {"pairs": matrix}
+
+
+def _stride(states: NDArray[np.int64]) -> int:
+    return max(1, int(np.median(np.diff(states)))) if len(states) > 1 else 1
+
+
+class TrajectoriesView:
+    """Lines of the watched features, and their pairwise matrix."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._options: dict[str, Any] = {"metric": "", "log": False}
+        self._bar = Bar(self._set)
+        self._pairs = Maps(self._heard, sizing_mode="fixed", width=350)
+        self._place = pn.Column(sizing_mode="stretch_width")
+        self.root = pn.Column(
+            self._bar, pn.Row(self._place, self._pairs, sizing_mode="stretch_width"), sizing_mode="stretch_width"
+        )
+        self._built: tuple[Any, ...] = ()
+        self._plot: Any = None
+        self._cursor: Any = None
+        self._found: dict[str, NDArray[Any]] = {}
+        self._lines: dict[int, ColumnDataSource] = {}
+        self._died: dict[int, int] = {}
+
+    def show(self) -> None:
+        """Move the cursor and the matrix; draw anew where the watched or the options changed."""
+        run, chosen = self._host.run, self._host.selection
+        metrics = [*run.metrics_of(chosen.layer), *([INITIAL] if run.matrices else [])]
+        if not metrics:
+            self._pairs.send({"problem": "This run has neither captures per feature nor stored weights."})
+            return
+        if self._options["metric"] not in metrics:
+            self._options["metric"] = metrics[0]
+        watched = self._watched(run, chosen.layer)
+        wanted = (run, chosen.layer, watched, *self._options.values())
+        if wanted != self._built:
+            self._built = wanted
+            self._build(run, chosen.layer, watched, metrics)
+        if self._cursor is not None:
+            self._cursor.location = chosen.step
+        self._pairs.send(*_with(pairs_frame(run, chosen.layer, chosen.step, watched), feature=chosen.feature))
+
+    def grow(self) -> None:
+        """The run on show has grown: its lines grow in place; where a feature has died since, or come back, all is drawn anew."""
+        run, layer, watched = self._built[:3] or (None, "", ())
+        if run is not self._host.run or not self._lines or deaths(run, layer, watched) != self._died:
+            self._built = ()
+            return
+        try:
+            steps, values = series(run, layer, self._options["metric"], watched)
+        except RewindError:
+            self._built = ()
+            return
+        self._keep(steps, values, watched)
+        for i, feature in enumerate(watched):
+            self._lines[feature].data = line_data(steps, values[:, i], log=self._options["log"])
+
+    def restyle(self) -> None:
+        """Take on the page's colours."""
+        figures.restyle([self._plot] if self._plot is not None else [], dark=self._host.dark)
+        self._pairs.tell({"kind": "theme"})
+
+    def export(self) -> dict[str, NDArray[Any]]:
+        """The lines, a column each."""
+        return self._found
+
+    def python(self) -> str:
+        """How a notebook gets the same."""
+        c, metric = self._host.selection, self._options["metric"]
+        return (
+            f'trace.sql("""select step, feature, {metric} from features where layer = \'{c.layer}\''
+            f' and feature in {c.watched} order by 1, 2""").df()'
+        )
+
+    def _watched(self, run: Recorded, layer: str) -> tuple[int, ...]:
+        size = next((s[0] for k, (s, _) in run._forms.items() if k.startswith(f"{layer}/") and len(s) == 1), 10**9)
+        return tuple(f for f in self._host.selection.watched if f < size) or (0,)
+
+    def _build(self, run: Recorded, layer: str, watched: tuple[int, ...], metrics: list[str]) -> None:
+        o = self._options
+        died = self._died = deaths(run, layer, watched)
+        self._lines = {}
+        words = [(f"{f} died at {k}", "chip dead") for f, k in died.items()]
+        controls = [
+            {"name": "metric", "label": "of", "kind": "select", "options": _named(metrics), "value": o["metric"]},
+            {"name": "log", "label": "log scale", "kind": "toggle", "value": o["log"]},
+            {"name": "watched", "label": "watched", "kind": "text", "value": ", ".join(map(str, watched))},
+        ]
+        self._bar.send({"controls": controls, "words": words})
+        try:
+            steps, values = series(run, layer, o["metric"], watched)
+        except RewindError as error:
+            self._bar.send({"controls": controls, "words": [(str(error), "soft")]})
+            return
+        self._keep(steps, values, watched)
+        self._draw(steps, values, watched, died)
+
+    def _keep(self, steps: NDArray[np.int64], values: NDArray[np.float64], watched: tuple[int, ...]) -> None:
+        self._found = {"step": steps, **{f"feature_{f}": values[:, i] for i, f in enumerate(watched)}}
+
+    def _draw(
+        self, steps: NDArray[np.int64], values: NDArray[np.float64], watched: tuple[int, ...], died: dict[int, int]
+    ) -> None:
+        o = self._options
+        plot = figures.chart(o["metric"].replace("_", " "), "step", "", height=420, log=o["log"])
+        for i, feature in enumerate(watched):
+            source = self._lines[feature] = ColumnDataSource(line_data(steps, values[:, i], log=o["log"]))
+            hue, dash = figures.colour(i)
+            name = {"legend_label": str(feature), "line_dash": dash, "color": hue}
+            line = plot.line("x", "y", source=source, line_width=1.8, **name)
+            tips = figures.hover(("feature", str(feature)), ("step", "@x"), ("value", "@y{%.4g}"), renderers=[line])
+            plot.add_tools(tips)
+            if feature in died:
+                at = int(np.searchsorted(steps, died[feature]))
+                plot.scatter([died[feature]], [values[at, i]], marker="x", size=12, line_width=3, color=hue)
+        plot.legend.title, plot.legend.click_policy = "feature", "hide"
+        plot.add_layout(plot.legend[0], "right")
+        self._cursor = figures.cursor(plot)
+        plot.on_event(Tap, lambda event: event.x is not None and self._host.choose(step=round(event.x)))
+        self._plot = plot
+        self.restyle()
+        self._place[:] = [figures.card(plot, right=12)]
+
+    def _set(self, message: dict[str, Any]) -> None:
+        name, value = message.get("name"), message.get("value")
+        if name == "watched":
+            watched = parse_watched(str(value))
+            if watched:
+                self._host.choose(watched=watched)
+        elif name in self._options:
+            self._options[name] = bool(value) if name == "log" else str(value)
+            self.show()
+
+    def _heard(self, message: dict[str, Any]) -> None:
+        if message.get("do") == "feature":
+            self._host.choose(feature=message.get("feature"))
+
+
+def deaths(run: Recorded, layer: str, watched: Sequence[int]) -> dict[int, int]:
+    """The step at which each watched feature died, of those that did."""
+    return {f: k for f, k in zip(watched, run.deaths(layer, watched), strict=True) if k is not None}
+
+
+def _named(metrics: list[str]) -> list[tuple[str, str]]:
+    return [(m, m.replace("_", " ")) for m in metrics]
+
+
+def _with(frame: tuple[dict[str, Any], dict[str, Any]], **more: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    return {**frame[0], **more}, frame[1]

@@ -1,0 +1,438 @@
+"""The engine: a program under replay. The step boundary of the recorder, with the past put in place of the new.
+
+At a boundary the engine waits for a command; `seek` puts a keyframe in place and lets the program run forward on recorded batches,
+`step` lets it run one. Whatever the program does between boundaries is its own code.
+
+Room: replay. May touch: the program's state, at a boundary; writes nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from replay.judge import Judge
+from tracer import frames, hyperparameters, keyframe, registry, rng, values, walk
+from tracer.boundary import Boundary
+from tracer.optimizers import Optimizers, all_living
+from tracer.past import Past
+from tracer.sections import OpenStep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from replay.causes import Context
+    from replay.channel import Channel, Message
+    from replay.timeline import Span
+    from replay.verdict import Verdict
+    from tracer.trace import Trace
+
+NATIVE, LEAVE, EXECUTE, WAIT = "native", "leave", "execute", "wait"
+TRAILING, SKIPPED = "trailing", "skipped"
+
+
+class StopProgram(BaseException):
+    """Unwinds the program when the engine is closed."""
+
+
+@dataclass
+class Target:
+    """Where the program is to go: state `k`, from `keyframe` if it is not None and not yet `restored`; then `more` steps."""
+
+    k: int
+    keyframe: int | None
+    restored: bool
+    kind: str
+    more: int = 0
+
+
+@dataclass
+class _Trip:
+    """What happened on the way from the end of one step to the next: is the loop left, how many fetches were handed out."""
+
+    left: bool = False
+    foreign: int = 0
+    trailing: int = 0
+    skipped: int = 0
+
+
+class Engine:
+    """Receives the points of a step (see `boundary.Steps`) from a program under replay."""
+
+    def __init__(
+        self, trace: Trace, channel: Channel, span: Span, context: Context, *, hurry: bool, stay: bool
+    ) -> None:
+        """`hurry`: loops that are not the wanted one are left early; `stay`: the loop is never left, batches go on coming."""
+        self._thread = threading.get_ident()
+        self.trace = trace
+        self.past = Past(trace)
+        self.boundary = Boundary(self)
+        self.at: int | None = span.first
+        self.captures: dict[str, torch.Tensor] = {}
+        self.problems: list[str] = []
+        self.registry: registry.Registry | None = None
+        self._channel = channel
+        self._hurry = hurry
+        self._stay = stay
+        self._judge = Judge(self.past, context)
+        self._reader: registry.StateReader | None = None
+        self._optimizers = Optimizers()
+        self._hidden = False
+        self._layout: int | None = None
+        self._target: Target | None = None
+        self._verdicts: list[dict[str, Any]] = []
+        self._fresh = True
+        self._executing = False
+        self._placed = False
+        self._trip = _Trip()
+        self.verdict: Verdict | None = None
+        self._natively_trained = 0
+        self._changed: int | None = None
+        self._now = OpenStep()
+        self._extra = 0
+        self._handlers: dict[str, Callable[[Message, list[bytes]], None]] = {
+            "seek": self._on_seek,
+            "step": self._on_step,
+            "state": self._on_state,
+            "captures": self._on_captures,
+            "grads": self._on_grads,
+            "close": self._on_close,
+        }
+
+    @property
+    def replaying(self) -> bool:
+        """Whether the caller is the program under replay: its own `tracer.record` then records nothing."""
+        return threading.get_ident() == self._thread
+
+    # -- commands ------------------------------------------------------------------------------------------------------
+
+    def prelude(self) -> None:
+        """Serve commands before the program starts; return when one needs it to run."""
+        while self._target is None:
+            self._serve()
+
+    def _serve(self) -> None:
+        """Wait for one command and obey it."""
+        try:
+            message, parts = self._channel.receive()
+        except EOFError:
+            raise StopProgram from None
+        self._handlers[message["do"]](message, parts)
+
+    def _on_seek(self, message: Message, parts: list[bytes]) -> None:
+        k, start = int(message["k"]), message["keyframe"]
+        if self.at == k and (start is None or start == self.at) and not self._started_wrong(start):
+            self._reply_arrived()
+            return
+        here = start is None or (start == self.at and not self._started_wrong(start))
+        self._target = Target(k, start, restored=here, kind="seek")
+
+    def _started_wrong(self, start: int | None) -> bool:
+        """Before the program has run, state `at` is only where it will naturally start; a keyframe must be put in place."""
+        return start is not None and self._fresh and self.registry is None
+
+    def _on_step(self, message: Message, parts: list[bytes]) -> None:
+        assert self.at is not None
+        self._verdicts = []
+        self._target = Target(self.at + 1, None, restored=True, kind="step", more=int(message.get("count", 1)) - 1)
+
+    def _on_close(self, message: Message, parts: list[bytes]) -> None:
+        self._channel.send({"ok": True})
+        raise StopProgram
+
+    def _on_state(self, message: Message, parts: list[bytes]) -> None:
+        if self._reader is None:
+            self._channel.send({"missing": "the program has not run yet"})
+            return
+        fingerprint, _ = self._reader.fingerprint()
+        packed = b"".join(self._reader.packed())
+        self._channel.send(
+            {"layout": self._reader.layout.header(), "fingerprint": fingerprint, "at": self.at}, [packed]
+        )
+
+    def _on_captures(self, message: Message, parts: list[bytes]) -> None:
+        self._send_tensors(self.captures)
+
+    def _on_grads(self, message: Message, parts: list[bytes]) -> None:
+        found = self.registry.tensors.items() if self.registry else ()
+        self._send_tensors({name: t.grad for name, t in found if t.grad is not None})
+
+    def _send_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        buffers: list[bytes | memoryview] = []
+        node = values.encode(tensors, buffers)
+        self._channel.send({"value": node}, [bytes(b) for b in buffers])
+
+    def _reply_arrived(self) -> None:
+        self._target = None
+        self._channel.send({"at": self.at, "chain": self._judge.chain, "problems": self.problems})
+
+    # -- the boundary --------------------------------------------------------------------------------------------------
+
+    def fetch(self, native: Callable[[], Any], *, extra: bool, same_iterator: bool) -> Any:
+        """Give the program the recorded batch, its own, or the end of its loop."""
+        if extra:
+            return self._fetch_extra(native)
+        stack = frames.user_frames(sys._getframe(2))
+        while True:
+            move = self._decide(stack, same_iterator)
+            if move == WAIT:
+                self._serve()
+            elif move == LEAVE:
+                raise StopIteration
+            elif move == NATIVE:
+                return native()
+            elif move in (TRAILING, SKIPPED):
+                return self._hand_out(move)
+            else:
+                return self._enter(native)
+
+    def _decide(self, stack: list[frames.UserFrame], same_iterator: bool) -> str:
+        if self._target is None:
+            return WAIT
+        if not self._target.restored:
+            return self._try_restore(stack, inner=True) or self._pass_by(same_iterator)
+        if self.at is None:
+            return NATIVE
+        if self._target.kind == "seek" and self.at == self._target.k:
+            self._reply_arrived()
+            return WAIT
+        return self._follow(stack, same_iterator)
+
+    def _pass_by(self, same_iterator: bool) -> str:
+        """This is not the place of the keyframe: one native step of a loop, then on to the next place."""
+        if self._hurry and same_iterator and self._natively_trained:
+            self._natively_trained = 0
+            return LEAVE
+        return NATIVE
+
+    def _follow(self, stack: list[frames.UserFrame], same_iterator: bool) -> str:
+        """The program runs forward from a known state: is this fetch that of the next recorded step?"""
+        assert self.at is not None
+        if self._placed:
+            return EXECUTE
+        record = self.past.record(self.at)
+        if record is None or record["mode"] != "loader":
+            return NATIVE
+        trip = self._trip
+        if same_iterator and record["left"] and not trip.left and not self._stay:
+            if trip.trailing < len(record.get(TRAILING, ())):
+                return TRAILING
+            if self.at in self.past.keyframes and self._fits(self.at, stack, inner=True):
+                self._restore(self.at, stack)
+                return EXECUTE
+            return LEAVE
+        if not same_iterator and record["left"] and self._is_foreign(record, stack):
+            return NATIVE
+        trip.left = True
+        return SKIPPED if trip.skipped < len(record.get(SKIPPED, ())) else EXECUTE
+
+    def _is_foreign(self, record: dict[str, Any], stack: list[frames.UserFrame]) -> bool:
+        site = record.get("site")
+        if site is not None and not frames.same_place(site, frames.site_of(stack)):
+            return True
+        if self._trip.foreign < record.get("discarded", 0):
+            self._trip.foreign += 1
+            return True
+        return False
+
+    def _hand_out(self, name: str) -> Any:
+        """A batch that the recorded loop fetched and did not train on."""
+        assert self.at is not None
+        index = getattr(self._trip, name)
+        setattr(self._trip, name, index + 1)
+        batch, state = self.past.fetched(self.at, name, index)
+        if state is not None:
+            rng.restore_state(state)
+        return batch
+
+    def _enter(self, native: Callable[[], Any]) -> Any:
+        """Begin step `at`: its batch and, where the fetch had moved them, its random generators."""
+        assert self.at is not None
+        self._executing, self._placed = True, False
+        self._extra = 0
+        record = self.past.record(self.at)
+        assert record is not None
+        template = None
+        if _has_named(record["batch"]):
+            before = rng.capture_state()
+            template = native()
+            rng.restore_state(before)
+        batch = self.past.batch(self.at, template)
+        state = self.past.rng(self.at)
+        if state is not None:
+            rng.restore_state(state)
+        return batch
+
+    def _fetch_extra(self, native: Callable[[], Any]) -> Any:
+        record = self.past.record(self.at) if self._executing and self.at is not None else None
+        if record is None or self._extra >= len(record.get("extras", ())):
+            return native()
+        index, self._extra = self._extra, self._extra + 1
+        batch, state = self.past.fetched(self.at, "extras", index)
+        if state is not None:
+            rng.restore_state(state)
+        return batch
+
+    def begin(self, batch: Any, *, left: bool, iterator: Any) -> None:
+        """The program has its batch."""
+        self._clear()
+        if self._reader is None and self._executing:
+            self._look(frames.user_frames(sys._getframe(2)))
+
+    def _clear(self) -> None:
+        self._now = OpenStep()
+        self.captures = {}
+
+    def discard(self) -> None:
+        """The fetch was no step."""
+
+    def forward(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        """Watched for nothing here."""
+
+    def backward(self, losses: tuple[Any, ...]) -> None:
+        """Keep the losses, as the recorder does."""
+        self._now.note_losses(losses, in_optimizer=self.boundary.in_optimizer)
+
+    def optimizer_pre(self, optimizer: torch.optim.Optimizer) -> None:
+        """Where the run was paused and hyperparameters were changed, they are changed again; else they are the program's own."""
+        self._optimizers.add(optimizer)
+        following = self._executing or (self._target is not None and self._target.restored)
+        if self.at is None or not following or self._changed == self.at:
+            return
+        self._changed = self.at
+        changes = (self.past.record(self.at) or {}).get("set")
+        if changes:
+            if self.registry is None:
+                self._look(frames.user_frames(sys._getframe(2)))
+            assert self.registry is not None
+            hyperparameters.apply(self.registry.optimizers, changes)
+
+    def optimizer_post(self, optimizer: torch.optim.Optimizer) -> None:
+        """Count what was trained on the way to the wanted place."""
+        self._natively_trained += not self._executing
+
+    def end(self, *, mode: str, interrupted: bool = False) -> None:
+        """A step is over: judge it, and wait for what is next."""
+        stack = frames.user_frames(sys._getframe(1))
+        expected = self.past.record(self.at) if self.at is not None else None
+        if self._target is not None and self._target.restored and expected is not None and expected["mode"] == mode:
+            self._judge_step(stack)
+        elif self._target is not None and self._target.restored:
+            self.at = None if self._executing else self.at
+        self._fresh = self._executing = False
+        self._now, self._trip = OpenStep(), _Trip()
+        if interrupted:
+            return
+        self._wait_at_end(stack, mode)
+
+    def _judge_step(self, stack: list[frames.UserFrame]) -> None:
+        assert self.at is not None
+        assert self._target is not None
+        record = self.past.record(self.at)
+        layout = record["layout"] if record is not None else None
+        # A walk costs more than a small step: only where the program may have other tensors or optimizers than before.
+        if self._reader is None or layout != self._layout or self.at + 1 in self.past.keyframes:
+            self._look(stack)
+        self._layout = layout
+        verdict = self.verdict = self._judge.step(self.at, self._reader, self.registry, self._now.loss(), self.problems)
+        self.at += 1
+        if self._target.kind == "step":
+            self._verdicts.append(verdict.as_dict())
+            if verdict.kind == "verified" and self._target.more:
+                self._target = Target(self.at + 1, None, restored=True, kind="step", more=self._target.more - 1)
+                return
+            self._target = None
+            self._channel.send({"verdicts": self._verdicts, "at": self.at})
+        elif self.at == self._target.k:
+            self._reply_arrived()
+
+    def _wait_at_end(self, stack: list[frames.UserFrame], mode: str) -> None:
+        """Where an optimizer's step is the boundary, the past is put in place here; else at the next fetch."""
+        while True:
+            if self._target is None:
+                self._serve()
+            elif self._target.restored or mode != "optimizer" or self._try_restore(stack, inner=False) is None:
+                return
+
+    # -- putting the past in place -------------------------------------------------------------------------------------
+
+    def _try_restore(self, stack: list[frames.UserFrame], *, inner: bool) -> str | None:
+        target = self._target
+        assert target is not None
+        assert target.keyframe is not None
+        if not self._fits(target.keyframe, stack, inner=inner):
+            return None
+        problems = self._restore(target.keyframe, stack)
+        if problems and not self._fresh:
+            # A program that has just started is in the state of its start: there, more can be put right.
+            self._target = None
+            self._channel.send({"error": "restart", "problems": problems})
+            return WAIT
+        target.restored = True
+        if self.at == target.k:
+            self._reply_arrived()
+            return WAIT
+        return EXECUTE
+
+    def _fits(self, k: int, stack: list[frames.UserFrame], *, inner: bool) -> bool:
+        tree, _ = self.past.keyframe(k)
+        if tree["inner"] != inner or not frames.same_place(tree["site"], frames.site_of(stack)):
+            return False
+        self._look(stack)
+        if self.registry is not None and keyframe.mismatch(self.past.keyframe_layout(k), self.registry):
+            self._look(stack, hidden=True)
+        return self.registry is not None and not keyframe.mismatch(self.past.keyframe_layout(k), self.registry)
+
+    def _restore(self, k: int, stack: list[frames.UserFrame]) -> list[str]:
+        tree, read = self.past.keyframe(k)
+        slots = self._look(stack)
+        assert self.registry is not None
+        self.problems = keyframe.restore(tree, read, self.past.keyframe_layout(k), slots, self.registry)
+        self.boundary.follow(self.registry.optimizers.get(tree.get("leader") or ""))
+        self._judge.start()
+        self.at, self._placed, self._changed = k, bool(tree["inner"]), None
+        return self.problems
+
+    def _look(self, stack: list[frames.UserFrame], *, hidden: bool = False) -> list[walk.Slot]:
+        """Walk the program; `hidden`: take in optimizers that no variable leads to."""
+        slots = walk.walk(stack)
+        self._hidden = self._hidden or hidden
+        for optimizer in all_living() if self._hidden else ():
+            self._optimizers.add(optimizer)
+        self._optimizers.see([slot.value for slot in slots if slot.kind == "optimizer"])
+        self.registry = registry.build(slots, self._optimizers.hidden())
+        layout = registry.make_layout(self.registry, 0)
+        if self._reader is None or layout.digest != self._reader.layout.digest or not self._reader.reads(self.registry):
+            self._reader = registry.StateReader(self.registry, layout) if layout.entries else None
+        return slots
+
+    # -- what the program gives (tracer.active.Listener) ---------------------------------------------------------------
+
+    def capture(self, key: str, value: Any, dims: Sequence[str] | None) -> None:
+        """Keep what the program captures in this step."""
+        tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
+        self.captures[key] = tensor.detach().clone()
+
+    def log(self, scalars: dict[str, Any]) -> None:
+        """Logged scalars are recorded already."""
+
+    def progress(self, fields: dict[str, Any]) -> None:
+        """A replay has no progress of its own."""
+
+    def ended(self, message: Message) -> None:
+        """The program ended or raised: say so to the command that waits, or to the next one."""
+        while self._target is None:
+            self._serve()
+        made = self._verdicts if self._target.kind == "step" else []
+        self._channel.send({**message, "at": self.at, "verdicts": made})
+
+
+def _has_named(node: Any) -> bool:
+    if isinstance(node, dict):
+        return node.get("$") == "named" or any(_has_named(v) for v in node.values())
+    return isinstance(node, list) and any(_has_named(v) for v in node)

@@ -1,0 +1,142 @@
+"""Where an engine lives: a process of its own for scripts and modules, a thread for a function.
+
+`nursery` forks the process and calls `main` there.
+Room: replay. May touch: this process (environment flags, working copy); a crash of user code ends this process and no other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import threading
+import traceback
+from dataclasses import replace
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from replay.causes import Context
+from replay.channel import Channel
+from replay.engine import Engine, StopProgram
+from replay.sandbox import Sandbox
+from replay.timeline import Span
+from tracer import active, environment, frames, hooks, program, rng
+from tracer.past import Past
+from tracer.trace import Trace, open_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def run_program(trace: Trace, channel: Channel, options: dict[str, Any], body: Callable[[], None]) -> None:
+    """Run `body` under an engine that obeys `channel`; every way for it to end is told there."""
+    span = Span(options["session"], options["first"], options["end"])
+    context = Context(**options["context"])
+    engine = _kind(options.get("kind"))(trace, channel, span, context, hurry=options["hurry"], stay=options["stay"])
+    try:
+        with contextlib.suppress(StopProgram):
+            engine.prelude()
+            engine.ended(_outcome(engine, trace, span, body))
+    finally:
+        channel.close()  # whoever waits for an answer learns that there will be none
+
+
+def _outcome(engine: Engine, trace: Trace, span: Span, body: Callable[[], None]) -> dict[str, Any]:
+    """Run `body` to its end and return what it was; being stopped passes through."""
+    try:
+        with hooks.installed(engine.boundary, thread=threading.get_ident()):
+            before = active.set_listener(engine)
+            try:
+                _start_like(trace, span.session)
+                body()
+            finally:
+                active.set_listener(before)
+    except StopProgram:
+        raise
+    except SystemExit as exit_:
+        return {"error": "ended", "detail": f"the program called sys.exit({exit_.code})"}
+    except BaseException as error:  # noqa: BLE001  whatever user code raises is its answer
+        text = "".join(traceback.format_exception(error))
+        return {"error": "raised", "detail": f"{type(error).__name__}: {error}", "traceback": text}
+    return {"error": "ended", "detail": "the program ended"}
+
+
+def _kind(name: str | None) -> type[Engine]:
+    """The engine that can do what is wanted; each further ability is imported only where it is."""
+    if name == "observing":
+        from replay.observing import ObservingEngine  # noqa: PLC0415  as said
+
+        return ObservingEngine
+    if name == "branching":
+        from replay.branching import BranchingEngine  # noqa: PLC0415  as said
+
+        return BranchingEngine
+    return Engine
+
+
+def _start_like(trace: Trace, session: int) -> None:
+    seed = trace.manifest.sessions[session].seed
+    if seed is not None:
+        rng.restore_portable(seed)
+
+
+class RecordedImports:
+    """Imports the program's own modules as they were when it was recorded, under the names and places they had."""
+
+    def __init__(self, read: Callable[[str], bytes | None]) -> None:
+        """`read` gives the recorded text of a file."""
+        self._read = read
+
+    def install(self) -> None:
+        """From now on imports of recorded files take the recorded text."""
+        import importlib.machinery as machinery  # noqa: PLC0415  needed in an engine's process alone
+
+        read = self._read
+        original = machinery.SourceFileLoader.get_code
+
+        def get_code(loader: Any, fullname: str) -> Any:
+            text = read(loader.get_filename(fullname))
+            if text is None:
+                return original(loader, fullname)
+            return compile(text, loader.get_filename(fullname), "exec", dont_inherit=True)
+
+        machinery.SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+
+
+def _no_source(file: str) -> bytes | None:
+    return None
+
+
+def _sources(trace: Trace, options: dict[str, Any]) -> Callable[[str], bytes | None]:
+    """What is run for each file: the recorded text, or what lies on the disk, or another script in the program's place."""
+    read = _no_source if options["context"]["current_source"] else Past(trace).source
+    script = options.get("script")
+    if script is None:
+        return read
+    text = Path(script).read_bytes()
+    return lambda file: text if file == trace.manifest.program.path else read(file)
+
+
+def main(arguments: list[str]) -> None:
+    """Serve one program until it is closed."""
+    descriptor, path, text = int(arguments[0]), Path(arguments[1]), arguments[2]
+    options = json.loads(text)
+    channel = Channel(Connection(descriptor))
+    with open_trace(path) as trace:
+        facts = trace.manifest
+        environment.restore(facts.environment)
+        read = _sources(trace, options)
+        RecordedImports(read).install()
+        recorded = replace(facts.program, argv=facts.sessions[options["session"]].argv)
+        sandbox = Sandbox(Path(options["scratch"]), options.get("writable", ()))
+        os.chdir(recorded.cwd)
+        frames.add_program_folder(os.path.dirname(recorded.path or "."))
+        with sandbox.entered():
+            run_program(trace, channel, options, lambda: program.run(recorded, read))
+    os._exit(0)  # threads and workers of the program do not hold up its end
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,150 @@
+"""How soon a page shows a step that was just made, and what watching costs the run.
+
+    python -m tests.benchmarks.app_live [--seconds S] [--only latency,cost]
+
+Latency: a run of a step every 0.4 s is followed by a page in a headless Chromium. For each step the time from its end, as
+the record has it, to the page's text of the newest step (`head`), and to all that the tab shows of it (`shown`).
+Cost: 784-64-784, one thread, --detail replay, as fast as it goes, watched by ten pages of one app without a browser, all
+following and redrawing; they are stopped and let go on in turns of 3 s, and the steps of both kinds of turns are counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.browser import chromium
+from tests.tracer.live_run import LiveRun
+from tracer import open_trace
+
+READERS, TURN, STEP = 10, 3.0, 0.4
+SLOW = f"""
+import time, torch
+model = torch.nn.Linear(64, 8)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+data = torch.utils.data.TensorDataset(torch.rand(4000, 1, 8, 8), torch.rand(4000, 8))
+for x, y in torch.utils.data.DataLoader(data, batch_size=4):
+    time.sleep({STEP})
+    optimizer.zero_grad()
+    torch.nn.functional.mse_loss(model(x.flatten(1)), y).backward()
+    optimizer.step()
+"""
+FAST = """
+import torch
+from tests.benchmarks.loops import autoencoder
+torch.set_num_threads(1)
+autoencoder(1_000_000)
+"""
+WATCH = """() => {
+  const root = (from) => { for (const e of from.querySelectorAll("*")) {
+    if (e.dataset && "shown" in e.dataset) return e;
+    const inner = e.shadowRoot && root(e.shadowRoot);
+    if (inner) return inner; } return null; };
+  const at = root(document), seen = window.rewindSeen = { last: {}, shown: {} };
+  new MutationObserver(() => requestAnimationFrame(() => setTimeout(() => { for (const name of ["last", "shown"])
+    if (!(at.dataset[name] in seen[name])) seen[name][at.dataset[name]] = Date.now() / 1000; }))).observe(at, { attributes: true });
+}"""
+
+
+def latency(seconds: float, tab: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        (home / "slow.py").write_text(SLOW)
+        with (
+            LiveRun(home / "t", script=home / "slow.py") as run,
+            chromium.app(home / "t") as url,
+            chromium.browser() as b,
+        ):
+            run.until_status("running")
+            page = chromium.Page(b, url, f"tab={tab}")
+            page.page.wait_for_timeout(3000)
+            page.page.evaluate(WATCH)
+            page.page.wait_for_timeout(seconds * 1000)
+            seen = page.page.evaluate("() => window.rewindSeen")
+        with open_trace(home / "t") as trace:
+            ended = dict(trace.sql("select step, time from steps").fetchall())
+    for what, name in (("head", "last"), ("shown", "shown")):
+        found = sorted((when - ended[int(k)]) * 1000 for k, when in list(seen[name].items())[1:])
+        middle, high = statistics.median(found), found[int(0.95 * len(found))]
+        print(
+            f"{tab:<8} {what:<6} {len(found)} steps: median {middle:.0f}, 95th percentile {high:.0f}, most {found[-1]:.0f} ms"
+        )
+
+
+def cost(seconds: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        (home / "fast.py").write_text(FAST)
+        with LiveRun(home / "t", script=home / "fast.py") as run:
+            run.until_status("running")
+            command = [sys.executable, "-m", "tests.benchmarks.app_live", "--read", str(home / "t")]
+            with subprocess.Popen(command, env=chromium.environment()) as readers:
+                time.sleep(8)
+                turns = []
+                end = time.time() + seconds
+                while time.time() < end:
+                    for on in (False, True):
+                        os.kill(readers.pid, signal.SIGCONT if on else signal.SIGSTOP)
+                        begun = time.time()
+                        time.sleep(TURN)
+                        turns.append((on, begun + 0.3, time.time()))
+                used = _cpu(readers.pid)
+                os.kill(readers.pid, signal.SIGKILL)
+        with open_trace(home / "t") as trace:
+            times = [when for (when,) in trace.sql("select time from steps order by step").fetchall()]
+    rates = {
+        on: [sum(a <= t < b for t in times) / (b - a) for which, a, b in turns if which is on] for on in (False, True)
+    }
+    bare, watched = statistics.median(rates[False]), statistics.median(rates[True])
+    low, high = [f"{min(r):.0f} to {max(r):.0f}" for r in (rates[False], rates[True])]
+    slower = 100 * (1 - watched / bare)
+    print(f"steps a second: alone {bare:.0f} ({low}), {READERS} readers {watched:.0f} ({high}): {slower:.1f} % slower")
+    print(f"the readers' process used {used:.1f} s of CPU, {len(times)} steps in all")
+
+
+def _cpu(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def read(path: str) -> None:
+    """Ten pages of one app, without a browser: what they would send is packed and thrown away."""
+    from apps.runs import Runs
+    from apps.viewer import Viewer
+
+    runs = Runs([path])
+    pages = [Viewer(runs, f"tab={'metrics' if i % 2 else 'batch'}") for i in range(READERS)]
+    for page in pages:
+        page._shell._ready = True
+        page.following.ready()
+    while True:
+        for page in pages:
+            page.following.painted(page.following._pushes)
+            page.following.beat()
+        time.sleep(0.15)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--seconds", type=float, default=30.0)
+    options.add_argument("--only", default="latency,cost")
+    options.add_argument("--read")
+    chosen = options.parse_args()
+    if chosen.read:
+        read(chosen.read)
+    if "latency" in chosen.only:
+        for tab in ("batch", "metrics"):
+            latency(chosen.seconds / 2, tab)
+    if "cost" in chosen.only:
+        cost(chosen.seconds)
+
+
+if __name__ == "__main__":
+    main()

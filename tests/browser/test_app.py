@@ -1,0 +1,299 @@
+"""The app in a real browser: every view, every key, deep links, two pages at once, traces that lack things. # C2"""
+
+from __future__ import annotations
+
+import re
+import urllib.error
+import urllib.request
+from xml.etree import ElementTree
+
+import pytest
+
+from tests.browser import chromium
+from tests.tracer.synthetic import make_trace
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.slow,
+    pytest.mark.skipif(chromium.find() is None, reason="there is no Chromium on this machine"),
+]
+
+STEPS = 130
+WALK = """const all = [], walk = (root) => {
+  for (const node of root.querySelectorAll("*")) { all.push(node); if (node.shadowRoot) walk(node.shadowRoot); }
+}; walk(document);"""
+# Words whose contrast with what lies behind them is under 4.5, or 3 where they are large (WCAG 2.1, 1.4.3).
+FAINT = f"""() => {{ {WALK}
+  const parse = (text) => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const above = (node) => node.assignedSlot || node.parentElement || (node.getRootNode().host ?? null);
+  const behind = (node) => {{
+    for (let at = node; at; at = above(at)) {{
+      const [r, g, b, a = 1] = parse(getComputedStyle(at).backgroundColor);
+      if (a > 0.95) return [r, g, b];
+    }}
+    return [255, 255, 255];
+  }};
+  const light = (rgb) => {{
+    const [r, g, b] = rgb.map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  }};
+  const faint = [];
+  for (const node of all) {{
+    const text = [...node.childNodes].filter((c) => c.nodeType === 3).map((c) => c.textContent.trim()).join("");
+    if (!text || !node.checkVisibility() || node.disabled || /^(STYLE|SCRIPT|TITLE|OPTION)$/.test(node.tagName)) continue;
+    const style = getComputedStyle(node), size = parseFloat(style.fontSize), bold = style.fontWeight >= 700;
+    const [x, y] = [light(parse(style.color).slice(0, 3)), light(behind(node))].sort((p, q) => q - p);
+    const large = size >= 24 || (bold && size >= 18.66) || !/[\\p{{L}}\\p{{N}}]/u.test(text);  // or an icon
+    const ratio = (x + 0.05) / (y + 0.05), wanted = large ? 3 : 4.5;
+    if (ratio < wanted) faint.push(`${{text.slice(0, 40)}}: ${{ratio.toFixed(2)}}`);
+  }}
+  return faint;
+}}"""
+# Every visible control gets a number; `FOCUSED` is that of the one with the focus.
+CONTROLS = f"""() => {{ {WALK}
+  const seen = all.filter((n) => /^(BUTTON|SELECT|INPUT|TEXTAREA)$|^CANVAS$/.test(n.tagName) && n.checkVisibility()
+    && !n.disabled && (n.tagName !== "CANVAS" || n.tabIndex >= 0) && !n.closest("dialog"));
+  seen.forEach((n, i) => {{ n.dataset.control = i; }});
+  return seen.map((n) => n.dataset.control);
+}}"""
+FOCUSED = """() => {
+  let at = document.activeElement;
+  while (at && at.shadowRoot && at.shadowRoot.activeElement) at = at.shadowRoot.activeElement;
+  return at ? at.dataset.control : null;
+}"""
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    home = tmp_path_factory.mktemp("browser")
+    script = chromium.HOUSE / "apps" / "demo_train.py"
+    chromium.rewind("record", "--detail", "full", "--out", "demo", script, "--steps", STEPS, cwd=home)
+    small = {"features": 4, "steps": 3, "seal": False}
+    make_trace(home / "odd" / "plain", **small, inputs=5, weights=False, captures=False)
+    make_trace(home / "odd" / "one-step", **{**small, "steps": 1}, inputs=64, nan_at=0)
+    make_trace(home / "odd" / "no-weights", **small, inputs=64, weights=False)
+    make_trace(home / "odd" / "hole", **{**small, "seal": True}, inputs=64)
+    (home / "odd" / "hole" / "tensors.zarr" / "captures" / "bcl" / "win_rate" / "c" / "0" / "0").unlink()
+    with chromium.app(home / "demo", home / "odd") as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def chrome():
+    with chromium.browser() as found:
+        yield found
+
+
+@pytest.fixture
+def open_page(chrome, url):
+    pages = []
+
+    def start(query="run=demo", **options):
+        pages.append(chromium.Page(chrome, url, query, **options))
+        return pages[-1]
+
+    yield start
+    for page in pages:
+        page.page.close()
+    assert [c for page in pages for c in page.complaints] == []
+
+
+MARKS = {
+    "batch": "128 images of 28",
+    "features": "win rate",
+    "forces": "cosine of gradient and SOM delta",
+    "matrices": "off the diagonal: mean",
+    "trajectories": "cosine between the watched",
+    "metrics": "smoothing",
+    "replay": "Re-execute step 20",
+    "sql": "order by loss desc",
+}
+
+
+@pytest.mark.parametrize("tab", MARKS)
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_tab_by_its_link(open_page, tab, theme):
+    page = open_page(f"run=demo&step=20&feature=9&tab={tab}", theme=theme)
+    if tab == "sql":
+        assert MARKS[tab] in page.page.get_by_label("SQL", exact=True).input_value()
+    else:
+        page.page.get_by_text(MARKS[tab]).first.wait_for(timeout=10_000)
+    assert page.page.locator("[role=status].problem:visible").count() == 0
+    assert f"step=20&feature=9&tab={tab}" in page.page.url
+    assert "token" not in page.page.url
+
+
+def test_every_key(open_page):
+    page = open_page("run=demo&step=5&tab=features")
+    press = page.page.keyboard.press
+    for key, step in [
+        ("ArrowRight", 6),
+        ("ArrowLeft", 5),
+        ("Shift+ArrowRight", 105),
+        ("Shift+ArrowLeft", 5),
+        ("End", STEPS - 1),
+        ("Home", 0),
+        ("ArrowLeft", 0),
+    ]:
+        press(key)
+        page.shown(step)
+    press("Space")
+    page.page.wait_for_function("() => Number(new URL(location).searchParams.get('step')) >= 3")
+    press("Space")
+    press("3")
+    page.page.wait_for_selector("[data-tab=forces].on")
+    press("u")
+    page.page.wait_for_selector("[data-tab=features].on")
+    press("Shift+U")
+    page.page.wait_for_selector("[data-tab=forces].on")
+    press("g")
+    page.page.keyboard.type("42")
+    press("Enter")
+    page.shown(42)
+    page.page.locator("[role=slider]").focus()
+    press("?")
+    page.page.get_by_placeholder("find a shortcut").fill("hundred")
+    assert page.page.locator("dialog dt").count() == 0
+    page.page.get_by_placeholder("find a shortcut").fill("100 steps")
+    assert page.page.locator("dialog dt").count() == 1
+    page.page.get_by_role("button", name="Close").click()
+    press("t")
+    page.page.wait_for_function("() => document.documentElement.dataset.rwTheme === 'dark'")
+
+
+def test_reload_in_the_middle_and_two_pages_at_once(open_page):
+    one, two = open_page("run=demo&step=10"), open_page("run=demo&step=20&tab=features")
+    one.page.keyboard.press("ArrowRight")
+    one.shown(11)
+    one.page.wait_for_url(re.compile("step=11"))  # the address follows a little later
+    assert "step=20" in two.page.url
+    one.page.reload()  # the token is gone from the address: the cookie lets it in
+    one.shown(11)
+    two.page.keyboard.press("ArrowRight")
+    two.shown(21)
+
+
+def test_a_burst_of_keys_ends_where_it_should(open_page):
+    page = open_page("run=demo&step=0&tab=features")
+    for _ in range(60):
+        page.page.keyboard.press("ArrowRight")
+    page.shown(60)
+
+
+def test_a_feature_that_is_clicked_is_chosen_everywhere(open_page):  # S4.4
+    page = open_page("run=demo&step=20&tab=features")
+    page.page.get_by_label("filter features").fill("17")
+    page.page.locator("[data-feature='17']").click()
+    page.page.wait_for_url(re.compile("feature=17"))
+    page.tab("forces")
+    page.page.get_by_text("Feature 17, step 20").wait_for()
+
+
+def test_an_image_that_is_clicked_says_its_loss_and_winners(open_page):  # S4.2
+    page = open_page("run=demo&step=20")
+    page.page.get_by_label("sort by").select_option("loss_per_sample")
+    page.page.get_by_label("the batch's images").click(position={"x": 70, "y": 20})
+    page.page.get_by_text("Features that score highest on it").wait_for()
+    assert page.page.locator("dd").count() == 4
+
+
+def test_a_step_is_re_executed_and_verified(open_page):  # C3
+    page = open_page("run=demo&step=20&tab=replay")
+    page.page.get_by_role("button", name="Re-execute step 20").click()
+    page.page.wait_for_selector("[data-verdict=verified]", timeout=90_000)
+    page.page.get_by_role("button", name="forward by re-execution").click()
+    page.page.get_by_text("Re-execute step 21").wait_for()
+    page.page.wait_for_selector("[data-verdict=verified]", timeout=30_000)
+
+
+def test_sql(open_page):  # C4
+    page = open_page("run=demo&step=20&tab=sql")
+    box, run = page.page.get_by_label("SQL", exact=True), page.page.get_by_text("Run (Ctrl+Enter)")
+    box.fill("select step from nothing")
+    run.click()
+    page.page.get_by_text("Table with name nothing does not exist").wait_for()
+    box.fill("select step, loss from steps where step = 33")
+    box.press("Control+Enter")
+    page.page.locator("tr.link").first.click()
+    page.page.wait_for_url(re.compile("step=33"))
+    page.page.get_by_label("examples").select_option("alive")
+    page.page.get_by_text("130 rows in").wait_for()
+
+
+def test_what_is_shown_is_downloaded(open_page):
+    page = open_page("run=demo&step=20&tab=features")
+    with page.page.expect_download() as download:
+        page.page.get_by_label("export what is shown").select_option("csv")
+    lines = download.value.path().read_text("utf-8").splitlines()
+    assert (lines[0][:23], len(lines)) == ("feature,status,win_rate", 65)
+
+
+@pytest.mark.parametrize("run", ["plain", "one-step", "no-weights"])
+def test_traces_that_lack_things_say_so(open_page, run):
+    page = open_page(f"run={run}")
+    for tab in MARKS:
+        page.tab(tab)
+    assert page.page.locator("[role=status].problem:visible").count() == 0
+
+
+def test_a_missing_chunk_is_named_and_the_rest_is_shown(open_page):
+    page = open_page("run=hole&step=1&tab=features")
+    page.page.get_by_text("win_rate cannot be shown").wait_for()
+    page.page.get_by_text("feature novelty").first.wait_for()
+    page.tab("batch")
+    page.page.get_by_text("32 images of 8").wait_for()
+
+
+@pytest.mark.parametrize("form", ["png", "svg"])
+def test_the_charts_on_show_are_saved_as_a_picture(open_page, form):
+    page = open_page("run=demo&step=20&tab=forces")
+    page.page.get_by_text("cosine of gradient and SOM delta").wait_for()
+    page.page.wait_for_function("() => Bokeh.index.roots.length > 0")
+    with page.page.expect_download() as download:
+        page.page.get_by_label("export what is shown").select_option(form)
+    assert download.value.suggested_filename == f"demo-forces-20.{form}"
+    data = download.value.path().read_bytes()
+    if form == "svg":
+        words = [node.text for node in ElementTree.fromstring(data).iter("{http://www.w3.org/2000/svg}text")]
+        assert {"Forces per feature", "Feature 0, step 20"} <= {w.strip() for w in words if w}
+    else:
+        assert data.startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_contrast_is_aa(open_page, theme):
+    page = open_page("run=demo&step=20&tab=batch", theme=theme)
+    for tab in MARKS:
+        page.tab(tab)
+        if tab != "sql":
+            page.page.get_by_text(MARKS[tab]).first.wait_for()
+        assert page.page.evaluate(FAINT) == [], tab
+
+
+def test_every_control_is_reached_by_the_keyboard(open_page):
+    page = open_page("run=demo&step=20&tab=forces")
+    page.page.get_by_text(MARKS["forces"]).first.wait_for()
+    page.page.evaluate("() => document.activeElement && document.activeElement.blur()")
+    missed = set(page.page.evaluate(CONTROLS))
+    assert len(missed) > 20
+    for _ in range(3 * len(missed)):
+        page.page.keyboard.press("Tab")
+        missed.discard(page.page.evaluate(FOCUSED))
+        if not missed:
+            break
+    assert missed == set()
+
+
+def test_another_run_is_chosen_from_the_list(open_page):
+    page = open_page("run=demo&step=20")
+    page.page.get_by_label("run", exact=True).fill("plain")
+    page.page.keyboard.press("Enter")
+    page.page.get_by_text("Batch of 32: no images").wait_for()
+    assert "run=plain" in page.page.url
+
+
+def test_nobody_gets_in_without_the_token(url):
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(url.partition("?")[0], timeout=10)
+    assert refused.value.code == 403
+    refused.value.close()

@@ -1,0 +1,175 @@
+"""Corruption: whatever byte of whatever file is another, wherever a file ends too early: the reader gives what was recorded,
+or says that it is damaged. It never gives other numbers, hangs, or fails in a way of its own. # S0.4, S1.2
+
+A sample in CI; all of it by REWIND_FLIPS=10000 (`make trust`).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.tracer.synthetic import make_trace
+from tests.trust.survey import DAMAGED, TRUE_STEPS, digest, survey
+from tracer import addenda
+from tracer.damage import damages
+from tracer.sealer import TailSealer, seal
+
+FLIPS = int(os.environ.get("REWIND_FLIPS", "60"))
+SEED = int(os.environ.get("REWIND_SEED", "0"))
+
+
+def sealed(path: Path) -> None:
+    make_trace(path, TRUE_STEPS, 3, 70, roll=8, grads=True, nan_at=7, per_epoch=10)
+
+
+def half_sealed(path: Path) -> None:
+    """Two segments are sealed, the rest lies in a tail; a second session supersedes the end."""
+    make_trace(path, 18, 3, 70, roll=8, grads=True, sessions=((14, 6),), seal=False, per_epoch=10)
+    TailSealer(path).seal(0, rolled_only=True)
+
+
+def annotated(path: Path) -> None:
+    make_trace(path, TRUE_STEPS, 3, 70, roll=8, grads=True, per_epoch=10)
+    addenda.write_hindsight(path, "norm", "abc", [(k, "norm", k / 3) for k in range(TRUE_STEPS)])
+    addenda.write_verdicts(path, [(k, "verified") for k in range(TRUE_STEPS)])
+    seal(path)
+
+
+TRACES = {"sealed": sealed, "half sealed": half_sealed, "annotated": annotated}
+
+
+def judge(found: dict, truth: dict) -> list[str]:
+    """What is wrong with answers: other numbers, or rows that are gone without a word. Damage that is named is none."""
+    wrong = []
+    said = [v for v in found.values() if isinstance(v, str) and v.startswith(DAMAGED)]
+    if found["open"].startswith(DAMAGED):
+        return []
+    named = bool(said or found["damage"])
+    for question, true in truth.items():
+        answer = found[question]
+        if answer == true or question == "damage" or (isinstance(answer, str) and answer.startswith(DAMAGED)):
+            continue
+        if isinstance(answer, set) and answer < true and named:
+            continue
+        if found["damage"] and (question in OF_ALL or answer in NOTHING):
+            continue  # fewer steps, and it is said which are missing; each one's numbers are asked for by themselves
+        wrong.append(f"{question}: {answer} instead of {true}")
+    return wrong
+
+
+OF_ALL = ("listed", "series", "weights", "view sessions", "view epochs")
+"""Questions over all steps at once."""
+NOTHING = (digest("none"), digest(None))
+"""Nothing was stored, is the answer."""
+
+
+@pytest.fixture(scope="module", params=TRACES, ids=lambda name: name.replace(" ", "_"))
+def whole(request, tmp_path_factory):
+    path = tmp_path_factory.mktemp("whole") / "t"
+    TRACES[request.param](path)
+    return path, survey(path)
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """Damage is logged where it is met: thousands of lines of it say nothing."""
+    logging.disable(logging.ERROR)
+    yield
+    logging.disable(logging.NOTSET)
+
+
+def files_of(path: Path) -> list[Path]:
+    return sorted(file.relative_to(path) for file in path.rglob("*") if file.is_file() and file.name != "seal.lock")
+
+
+def check_damaged(path: Path, truth: dict, name: Path, data: bytes, what: str) -> None:
+    target = path / name
+    before = target.read_bytes()
+    target.write_bytes(data)
+    try:
+        wrong = judge(survey(path), truth)
+        assert not wrong, (what, wrong[:3])
+    finally:
+        target.write_bytes(before)
+
+
+def test_the_survey_finds_nothing_wrong_with_a_whole_trace(whole):
+    path, truth = whole
+    assert truth["damage"] == []
+    assert damages(path) == []
+    assert judge(survey(path), truth) == []
+    assert not any(isinstance(v, str) and v.startswith(DAMAGED) for k, v in truth.items() if k.startswith("batch"))
+
+
+def test_a_flipped_byte_never_gives_other_numbers(whole):
+    path, truth = whole
+    dice = random.Random(SEED)
+    names = files_of(path)
+    for _ in range(max(1, FLIPS // len(TRACES))):
+        name = dice.choice(names)
+        data = bytearray((path / name).read_bytes())
+        if not data:
+            continue
+        place = dice.randrange(len(data))
+        data[place] ^= 1 << dice.randrange(8)
+        check_damaged(path, truth, name, bytes(data), f"{name} byte {place}")
+
+
+def test_a_file_that_ends_too_early_never_gives_other_numbers(whole):
+    path, truth = whole
+    dice = random.Random(SEED + 1)
+    names = files_of(path)
+    for _ in range(max(1, FLIPS // 3 // len(TRACES))):
+        name = dice.choice(names)
+        data = (path / name).read_bytes()
+        size = dice.choice([0, dice.randrange(len(data) + 1), max(0, len(data) - 1)])
+        check_damaged(path, truth, name, data[:size], f"{name} cut to {size} of {len(data)}")
+
+
+def test_a_file_that_is_gone_never_gives_other_numbers(whole, tmp_path):
+    path, truth = whole
+    dice = random.Random(SEED + 2)
+    names = files_of(path)
+    for name in dice.sample(names, min(len(names), max(1, FLIPS // 6 // len(TRACES)))):
+        copy = Path(shutil.copytree(path, tmp_path / "copy"))
+        (copy / name).unlink()
+        wrong = judge(survey(copy), relocated(truth, path, copy))
+        assert not wrong, (str(name), wrong[:3])
+        shutil.rmtree(copy)
+
+
+def relocated(truth: dict, path: Path, copy: Path) -> dict:
+    return {k: v for k, v in truth.items() if k != "listed"}
+
+
+@pytest.mark.parametrize("kind", ["flipped", "cut", "gone"])
+def test_checksums_tell_without_running_anything(tmp_path, kind, capsys):
+    """`rewind verify --checksums` names each file that it is done to; metrics/ and tensors.zarr as much as the tail."""
+    from apps.cli import run
+
+    whole = tmp_path / "whole"
+    half_sealed(whole)
+    assert run(["verify", str(whole), "--checksums"]) == 0
+    dice = random.Random(SEED + 3)
+    # What the figures do not rest on: how far the run was, folders of plain Zarr.
+    names = [n for n in files_of(whole) if n.name != "status.json" and b'"group"' not in (whole / n).read_bytes()]
+    for name in dice.sample(names, 8):
+        copy = Path(shutil.copytree(whole, tmp_path / "copy"))
+        data = (copy / name).read_bytes()
+        if kind == "gone":
+            (copy / name).unlink()
+        else:
+            place = dice.randrange(len(data))
+            other = data[:place] if kind == "cut" else data[:place] + bytes([data[place] ^ 0x20]) + data[place + 1 :]
+            (copy / name).write_bytes(other)
+        capsys.readouterr()
+        code = run(["verify", str(copy), "--checksums"])
+        assert code in (1, 2), str(name)
+        assert "damage" in (said := "".join(capsys.readouterr())) or "missing" in said or "no trace" in said, said
+        shutil.rmtree(copy)

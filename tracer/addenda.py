@@ -1,0 +1,131 @@
+"""What is found out about a trace after it was recorded: hindsight metrics and verdicts, joined to it by SQL.
+
+Each result is a Parquet file of a name never used before, `hindsight/<name>-<hash>.parquet` and
+`verdicts/<number>.parquet`, that appears whole by one rename; of several verdicts of a step the newest counts.
+Room: tracer. May touch: hindsight/ and verdicts/ of the trace it is given.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import xxhash
+
+from tracer import tables
+from tracer.errors import DamageError
+from tracer.parquet import ParquetFile
+from tracer.segments import proven, with_sum, write_atomically
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+    from pathlib import Path
+
+_log = logging.getLogger("rewind")
+DIRECTORIES = ("hindsight", "verdicts")
+_VERDICTS = pa.schema({"step": pa.int64(), "verdict": pa.string(), "generation": pa.int64()})
+_HINDSIGHT = pa.schema(
+    {
+        "step": pa.int64(),
+        "name": pa.string(),
+        "value": pa.float64(),
+        "source": pa.string(),
+        "generation": pa.int64(),
+    }
+)
+
+
+def write_hindsight(
+    path: Path, name: str, digest: str, rows: Iterable[tuple[int, str, float]], facts: Mapping[str, Any] | None = None
+) -> Path:
+    """Add the metric `name`, computed by code with hash `digest`: rows are (step, column name, value).
+
+    `facts` (its source code, say) is kept beside it as JSON. Return the file; `metrics.source` is `hindsight:<digest>`.
+    """
+    rows = list(rows)
+    table = pa.table(
+        {
+            "step": pa.array([r[0] for r in rows], pa.int64()),
+            "name": pa.array([r[1] for r in rows], pa.string()),
+            "value": pa.array([r[2] for r in rows], pa.float64()),
+            "source": pa.array([f"hindsight:{digest}"] * len(rows), pa.string()),
+            "generation": pa.array([time.time_ns()] * len(rows), pa.int64()),
+        }
+    )
+    stem = f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name) or '_'}-{digest}"
+    target = path / "hindsight" / f"{stem}.parquet"
+    place = 1
+    while target.exists():
+        place += 1
+        target = path / "hindsight" / f"{stem}.{place}.parquet"
+    _write(target, table, {"name": name, "hash": digest, "rows": len(rows), "time": time.time(), **(facts or {})})
+    return target
+
+
+def _write(target: Path, table: pa.Table, facts: dict[str, Any]) -> None:
+    """Put the facts beside, with the sum of the table, and the table in its place after them."""
+    data = tables.parquet(table)
+    write_atomically(target.with_suffix(".json"), with_sum({**facts, "xxh3": xxhash.xxh3_64_hexdigest(data)}))
+    write_atomically(target, data)
+
+
+def write_verdicts(path: Path, rows: Sequence[tuple[int, str]]) -> Path:
+    """Add verdicts of steps: rows are (step, kind). Return the file."""
+    number = max((int(f.stem) for f in files(path) if f.parent.name == "verdicts" and f.stem.isdigit()), default=0) + 1
+    table = pa.table(
+        {
+            "step": pa.array([r[0] for r in rows], pa.int64()),
+            "verdict": pa.array([r[1] for r in rows], pa.string()),
+            "generation": pa.array([number] * len(rows), pa.int64()),
+        }
+    )
+    target = path / "verdicts" / f"{number:06d}.parquet"
+    _write(target, table, {"rows": len(rows), "time": time.time()})
+    return target
+
+
+def files(path: Path) -> list[Path]:
+    """All annotation files of the trace at `path`."""
+    return [file for name in DIRECTORIES for file in sorted((path / name).glob("*.parquet")) if file.name[0] != "."]
+
+
+def hindsight(path: Path) -> pa.Table:
+    """All rows of hindsight metrics: step, name, value, source, generation; the highest generation counts."""
+    return _read(path, "hindsight", _HINDSIGHT)
+
+
+def verdicts(path: Path) -> pa.Table:
+    """All verdicts: step, verdict, generation; the highest generation counts."""
+    return _read(path, "verdicts", _VERDICTS)
+
+
+def _read(path: Path, directory: str, schema: pa.Schema) -> pa.Table:
+    found = []
+    for file in files(path):
+        if file.parent.name == directory:
+            try:
+                found.append(read(file).select(schema.names).cast(schema))
+            except (DamageError, pa.ArrowException, KeyError) as error:
+                # What was found out later is not worth the rest: it is left out, and can be found out again.
+                _log.warning("%s", error)
+    return pa.concat_tables([schema.empty_table(), *found])
+
+
+def read(file: Path) -> pa.Table:
+    """The rows of one annotation file. Raise DamageError."""
+    beside = file.with_suffix(".json")
+    facts = None
+    if beside.exists():
+        try:
+            data = beside.read_bytes()
+            facts = json.loads(data)
+            if not proven(data, facts):
+                raise ValueError("its sum is another's")
+        except (OSError, ValueError, AttributeError, RecursionError) as error:
+            raise DamageError(f"{beside} is damaged ({error}): {file.name} is left out", path=beside) from None
+    known = facts if facts is not None and "xxh3" in facts else None
+    return ParquetFile(file, known, "it is left out").table()

@@ -1,0 +1,183 @@
+"""Batches on their way into the trace: each distinct sample is stored once, by content; a batch is a list of sample ids.
+
+Room: tracer. May touch: its own tables.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xxhash
+
+from tracer import values
+
+if TYPE_CHECKING:
+    from tracer.tail import Buffer
+
+ROW_BYTES = 256
+"""Rows smaller than this are stored with the batch: naming them would cost more than they do."""
+_GIVE_UP_AFTER = 4096
+_MAX_KNOWN = 2_000_000
+
+
+@dataclass
+class _Pool:
+    """The samples of one dtype and shape: ids by content, and how often a sample was met again."""
+
+    known: dict[bytes, int] = field(default_factory=dict)
+    count: int = 0
+    met_again: int = 0
+
+    @property
+    def useless(self) -> bool:
+        """Samples never repeat (augmented, generated or windowed data): batches are then stored as they are."""
+        return (self.count >= _GIVE_UP_AFTER and self.met_again * 20 < self.count) or self.count >= _MAX_KNOWN
+
+
+@dataclass(frozen=True)
+class NewSamples:
+    """Samples met for the first time, to be stored before the batch that has them."""
+
+    pool: str
+    dtype: str
+    shape: tuple[int, ...]
+    first: int
+    rows: list[Buffer]
+
+
+@dataclass(frozen=True)
+class EncodedBatch:
+    """A batch as JSON; its leaves are sample ids (section ids<j>) or inline buffers."""
+
+    node: Any
+    ids: list[bytes]
+    inline: list[bytes]
+    size: int | None
+
+
+class BatchEncoder:
+    """Encodes batches against the samples that were stored before."""
+
+    def __init__(self, counts: dict[str, int] | None = None) -> None:
+        """`counts` says how many samples of each pool the trace has already (a later session goes on from there)."""
+        self._pools: dict[str, _Pool] = {}
+        self._new: list[NewSamples] = []
+        for name, count in (counts or {}).items():
+            self._pools[name] = _Pool(count=count)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many samples each pool has."""
+        return {name: pool.count for name, pool in self._pools.items()}
+
+    def forget(self) -> None:
+        """Every sample is a new one again, under a new number; what waits to be stored goes on waiting."""
+        self._pools = {name: _Pool(count=count) for name, count in self.counts.items()}
+
+    def encode(self, batch: Any) -> EncodedBatch:
+        """Return `batch` (any nesting of tensors, arrays, strings, numbers) in its stored form."""
+        draft = Draft(self)
+        draft.add(batch)
+        return draft.encoded(batch_size(batch))
+
+    def take_new(self) -> list[NewSamples]:
+        """Return the samples that were met for the first time since this was last asked: the caller stores them."""
+        new, self._new = self._new, []
+        return new
+
+    def leaf(self, value: Any, ids: list[bytes]) -> Any:
+        """Return the node of a tensor or array whose rows are samples, its ids appended to `ids`; None if they are none."""
+        rows = _rows(value)
+        if rows is None:
+            return None
+        kind, dtype = ("tensor", values.dtype_name(value.dtype)) if isinstance(value, torch.Tensor) else ("array", "")
+        shape = tuple(value.shape[1:])
+        name = f"{dtype or value.dtype.name}-{'x'.join(map(str, shape))}"
+        pool = self._pools.setdefault(name, _Pool())
+        if pool.useless:
+            return None
+        numbers, fresh = _number(pool, rows)
+        if fresh:
+            self._new.append(NewSamples(name, dtype or value.dtype.name, shape, pool.count - len(fresh), fresh))
+        ids.append(np.array(numbers, dtype=np.uint32).tobytes())
+        return {"$": "rows", "pool": name, "i": len(ids) - 1, "shape": list(value.shape), "as": kind}
+
+
+class Draft:
+    """A batch that is encoded piece by piece, each as it is given: the loop may overwrite its tensors afterwards."""
+
+    def __init__(self, encoder: BatchEncoder) -> None:
+        """With `encoder`, which is told of new samples."""
+        self._encoder = encoder
+        self._nodes: list[Any] = []
+        self._ids: list[bytes] = []
+        self._inline: list[bytes | memoryview] = []
+
+    def __len__(self) -> int:
+        return len(self._nodes)
+
+    def add(self, value: Any) -> None:
+        """Encode `value` now."""
+        first = len(self._inline)
+        self._nodes.append(values.encode(value, self._inline, leaf=lambda leaf: self._encoder.leaf(leaf, self._ids)))
+        for i in range(first, len(self._inline)):
+            self._inline[i] = bytes(self._inline[i])
+
+    def encoded(self, size: int | None) -> EncodedBatch:
+        """Return the batch of `size` samples: what was added, or a list of it where that was more than one piece."""
+        node = self._nodes[0] if len(self._nodes) == 1 else self._nodes
+        return EncodedBatch(node, self._ids, self._inline, size)
+
+
+def _number(pool: _Pool, rows: np.ndarray) -> tuple[list[int], list[Buffer]]:
+    keys = [xxhash.xxh3_128_digest(row) for row in rows]
+    known = pool.known
+    try:
+        numbers = [known[key] for key in keys]
+    except KeyError:
+        pass
+    else:
+        pool.met_again += len(numbers)
+        return numbers, []
+    fresh: list[Buffer] = []
+    numbers = []
+    for key, row in zip(keys, rows, strict=True):
+        number = known.get(key)
+        if number is None:
+            number = known[key] = pool.count
+            pool.count += 1
+            fresh.append(memoryview(row.tobytes()))
+        else:
+            pool.met_again += 1
+        numbers.append(number)
+    return numbers, fresh
+
+
+def _rows(value: Any) -> np.ndarray | None:
+    """Return the bytes of `value` as [rows, row bytes], or None where it is better stored as it is."""
+    if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided or value.is_quantized or value.dim() < 2 or not value.numel():
+            return None
+        if value.element_size() * value.numel() < ROW_BYTES * value.shape[0]:
+            return None
+        return np.frombuffer(values.tensor_bytes(value), dtype=np.uint8).reshape(value.shape[0], -1)
+    if value.ndim < 2 or not value.size or value.nbytes // value.shape[0] < ROW_BYTES or value.dtype.byteorder == ">":
+        return None
+    if value.dtype.kind not in "biufc":
+        return None
+    return np.ascontiguousarray(value).reshape(value.shape[0], -1).view(np.uint8)
+
+
+def batch_size(batch: Any) -> int | None:
+    """Return the number of samples: the first dimension of the first tensor or array in `batch`, else None."""
+    if isinstance(batch, (torch.Tensor, np.ndarray)):
+        return int(batch.shape[0]) if batch.ndim else None
+    children = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else ()
+    for child in children:
+        size = batch_size(child)
+        if size is not None:
+            return size
+    return None

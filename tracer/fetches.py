@@ -1,0 +1,156 @@
+"""What a loop fetched for a step: the driving loader's batch, other loaders' batches, and the batches of trials that were no steps.
+
+A trial is a fetch after which nothing was trained. If its iterator is one that also drives steps (a batch that the loop skips), what
+the loop did with it may matter, so a replay hands it out again; of other iterators only the number is kept (a validation loader is
+iterated natively at replay).
+Room: tracer. May touch: nothing of the program but the batches it is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tracer import rng
+from tracer.batches import BatchEncoder, Draft, EncodedBatch, NewSamples, batch_size
+from tracer.sections import Section, add_ids, encode_rng
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Site = list[list[Any]] | None
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """One batch (None: the iterator was at its end), and the generators' state after the fetch if it moved them."""
+
+    batch: EncodedBatch | None
+    rng: dict[str, Any] | None
+
+    def described(self, sections: list[Section], prefix: str) -> dict[str, Any]:
+        """Return its JSON; its bytes become sections whose names begin with `prefix`."""
+        if self.batch is None:
+            return {"stop": True, "rng": encode_rng(sections, self.rng, prefix)}
+        add_ids(sections, self.batch, prefix)
+        sizes = [len(b) for b in self.batch.inline]
+        return {"batch": self.batch.node, "inline": sizes, "rng": encode_rng(sections, self.rng, prefix)}
+
+
+class Fetches:
+    """Keeps what is fetched from the end of one step to the end of the next."""
+
+    def __init__(self, encoder: BatchEncoder, *, keep: bool) -> None:
+        """`keep`: batches and randomness are recorded (detail replay or full)."""
+        self._encoder = encoder
+        self._keep = keep
+        self._reader = rng.RngReader()
+        self._moved: dict[str, Any] | None = None
+        self._now: Fetched | None = None
+        self._extras: list[Fetched] = []
+        self._trials: list[tuple[int, Site, Fetched]] = []
+        self._serial = 0
+        self._trained: int | None = None
+        self._site: Site = None
+        self._left = False
+        self.rng_hash: str | None = None
+        self.size: int | None = None
+
+    def fetch(self, native: Callable[[], Any], *, extra: bool) -> Any:
+        """Fetch natively, noting what the fetch did to the generators."""
+        if not self._keep:
+            return native()
+        before = self._reader.snapshot()
+        try:
+            batch = native()
+        except StopIteration:
+            if extra:
+                self._extras.append(Fetched(None, self._after(before)))
+            raise
+        moved = self._after(before)
+        if extra:
+            self._extras.append(Fetched(self._encoder.encode(batch), moved))
+        else:
+            self._moved = moved
+        return batch
+
+    def _after(self, before: rng.Rng) -> dict[str, Any] | None:
+        after = self._reader.snapshot()
+        self.rng_hash = after.hash()
+        return rng.capture_state() if after != before else None
+
+    def random_now(self) -> str:
+        """The hash of the generators' state."""
+        return self._reader.snapshot().hash()
+
+    def open(self, batch: Any, *, left: bool) -> None:
+        """A step begins on trial; `left`: its iterator is a new one."""
+        self._serial += left
+        self._left = self._left or left
+        if self._keep:
+            encoded = self._encoder.encode(batch)
+            self._now, self.size = Fetched(encoded, self._moved), encoded.size
+        else:
+            self.size = batch_size(batch)
+
+    @property
+    def left(self) -> bool:
+        """Whether the loop was left since the last step."""
+        return self._left
+
+    @property
+    def has_batch(self) -> bool:
+        """Whether a batch was recorded for the step that is open."""
+        return self._now is not None
+
+    def at(self, site: Site) -> None:
+        """The place of the iterator that was fetched last."""
+        self._site = site
+
+    def discard(self) -> None:
+        """The step on trial was none."""
+        if self._now is not None:
+            self._trials.append((self._serial, self._site, self._now))
+        self._now = None
+        self._extras.clear()
+
+    def draft(self) -> Draft:
+        """Return a batch to be filled piece by piece."""
+        return Draft(self._encoder)
+
+    def give(self, draft: Draft, size: int | None) -> None:
+        """Without a DataLoader: the batch, of `size` samples, is what the model was given."""
+        self._now, self.size = Fetched(draft.encoded(size), None), size
+
+    def header(self, sections: list[Section]) -> dict[str, Any]:
+        """Return the fields of the step's record, the bytes as sections."""
+        if self._now is None:
+            return {"left": self._left, "batch": None, "inline": [], "rng": None, "discarded": 0}
+        fields = {"left": self._left, **self._now.described(sections, "")}
+        if self._extras:
+            fields["extras"] = [x.described(sections, f"x{i}.") for i, x in enumerate(self._extras)]
+        fields["discarded"] = sum(
+            site == self._site and serial not in (self._serial, self._trained) for serial, site, _ in self._trials
+        )
+        for name, serial in (("trailing", self._trained), ("skipped", self._serial)):
+            own = [fetched for s, _, fetched in self._trials if s == serial]
+            if own and (name == "skipped" or self._left):
+                fields[name] = [f.described(sections, f"{name[0]}{i}.") for i, f in enumerate(own)]
+        return fields
+
+    def new_samples(self) -> list[NewSamples]:
+        """The samples that were met for the first time since this was last asked."""
+        return self._encoder.take_new()
+
+    def forget_samples(self) -> None:
+        """What was written is gone: every sample is a new one again, under a new number."""
+        self._encoder.forget()
+
+    def ended(self, *, by_loader: bool) -> None:
+        """The step is over."""
+        if by_loader:
+            self._trained = self._serial
+        self._left = False
+        self._now = None
+        self._trials.clear()
+        self._extras.clear()

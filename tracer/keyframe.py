@@ -1,0 +1,400 @@
+"""A keyframe: everything a step starts from, captured from a running program and put back into one.
+
+Room: tracer. `capture` reads the program; `restore` changes it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import xxhash
+
+from tracer import iterators, rng, values
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from tracer.packing import PackedLayout
+    from tracer.registry import Registry, StateReader
+    from tracer.walk import Slot
+
+CONSTANT_FROM = 64 << 10
+"""Tensors and arrays of the program's own from this many bytes are stored only if they changed since the session's start."""
+LARGEST = 256 << 20
+
+
+@dataclass
+class Constants:
+    """The large values of the program (data sets, mostly) by path: their hash at the session's first keyframe.
+
+    What appears later is stored: a program that has just started does not have it.
+    """
+
+    first: dict[str, str] = field(default_factory=dict)
+    known: bool = False
+    _versions: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+
+    def digest(self, path: str, value: Any) -> str:
+        """Return the 128-bit hash of a large tensor or array, remembered while torch says that it was not written to."""
+        if isinstance(value, np.ndarray):
+            return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
+        version = (id(value), value._version)
+        known = self._versions.get(path)
+        if known is None or known[:2] != version:
+            known = (*version, xxhash.xxh3_128_hexdigest(values.tensor_bytes(value)))
+            self._versions[path] = known
+        return known[2]
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """The tree (JSON) and the buffers of one keyframe; `holes` names what the program has that could not be recorded."""
+
+    tree: dict[str, Any]
+    buffers: list[bytes]
+    digest: str
+    holes: list[str]
+
+
+def is_large(value: Any) -> bool:
+    """Whether `value` is a tensor or array that is stored only if it changes."""
+    if isinstance(value, torch.Tensor):
+        return value.layout is torch.strided and value.numel() * value.element_size() >= CONSTANT_FROM
+    return isinstance(value, np.ndarray) and value.nbytes >= CONSTANT_FROM and not value.dtype.hasobject
+
+
+def capture(slots: list[Slot], registry: Registry, reader: StateReader, constants: Constants) -> Keyframe:
+    """Return the state of the program whose walk gave `slots`."""
+    buffers: list[bytes | memoryview] = [b"".join(reader.packed())]
+    holes: list[str] = []
+    opaque: list[str] = []
+    nodes = []
+    for slot in slots:
+        node = _capture_slot(slot, buffers, opaque, constants)
+        if slot.kind == "opaque" or (slot.kind == "iterator" and node is None):
+            holes.append(f"{slot.path} ({type(slot.value).__module__}.{type(slot.value).__qualname__})")
+        elif node is not None or (slot.kind == "value" and slot.value is None):
+            nodes.append([slot.path, slot.kind, node])
+    constants.known = True
+    tree = {
+        "layout": reader.layout.header(),
+        "state": {"b": 0},
+        "grads": _capture_grads(registry, buffers, opaque),
+        "frozen": sorted(name for name in registry.params if not registry.tensors[name].requires_grad),
+        "training": [[path, [m.training for m in module.modules()]] for path, module in registry.modules.items()],
+        "optimizers": _capture_optimizers(registry, buffers, opaque),
+        "slots": nodes,
+        "rng": values.encode(rng.capture_state(), buffers),
+        "holes": holes + opaque,
+        "placeable": all(iterators.position(slot.value) is not None for slot in slots if slot.kind == "iterator"),
+    }
+    # Copied: a keyframe is written when its step is over, and the step changes what it starts from.
+    buffers = [bytes(b) for b in buffers]
+    tree["digest"] = _digest(tree["optimizers"], buffers)
+    return Keyframe(tree, buffers, tree["digest"], holes + opaque)
+
+
+def _digest(optimizers: list[Any], buffers: Sequence[bytes | memoryview]) -> str:
+    """Hash of weights (buffer 0) and optimizer state: what a replay that reaches this state must have, too."""
+    digest = xxhash.xxh3_64(buffers[0])
+    digest.update(json.dumps([_without_positions(o) for o in optimizers], sort_keys=True).encode())
+    for index in sorted(_buffer_indices(optimizers)):
+        digest.update(buffers[index])
+    return digest.hexdigest()
+
+
+def digest_now(registry: Registry, reader: StateReader) -> str:
+    """Return the digest that a keyframe of the program would have now."""
+    buffers: list[bytes | memoryview] = [b"".join(reader.packed())]
+    return _digest(_capture_optimizers(registry, buffers, []), buffers)
+
+
+def _capture_optimizers(registry: Registry, buffers: list[bytes | memoryview], opaque: list[str]) -> list[Any]:
+    names = registry.name_of()
+    return [[path, _capture_optimizer(o, names, buffers, opaque)] for path, o in registry.optimizers.items()]
+
+
+def _without_positions(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {k: _without_positions(v) for k, v in node.items() if k != "b"}
+    return [_without_positions(v) for v in node] if isinstance(node, list) else node
+
+
+def _buffer_indices(node: Any) -> list[int]:
+    if isinstance(node, dict):
+        own = [node["b"]] if "b" in node and "$" in node else []
+        return own + [i for v in node.values() for i in _buffer_indices(v)]
+    return [i for v in node for i in _buffer_indices(v)] if isinstance(node, list) else []
+
+
+def _capture_slot(slot: Slot, buffers: list[bytes | memoryview], opaque: list[str], constants: Constants) -> Any:
+    if slot.kind == "iterator":
+        return iterators.position(slot.value)
+    if slot.kind == "generator":
+        return values.encode(rng.generator_state(slot.value), buffers)
+    if slot.kind == "stateful":
+        return values.encode(slot.value.state_dict(), buffers, opaque=opaque)
+    if slot.kind == "same":
+        return slot.value
+    return _capture_value(slot, buffers, opaque, constants) if slot.kind == "value" else None
+
+
+def _capture_value(slot: Slot, buffers: list[bytes | memoryview], opaque: list[str], constants: Constants) -> Any:
+    if is_large(slot.value):
+        digest = constants.digest(slot.path, slot.value)
+        if not constants.known:
+            constants.first[slot.path] = digest
+        if constants.first.get(slot.path) == digest:
+            return {"$": "constant", "hash": digest}
+        if _nbytes(slot.value) > LARGEST:
+            opaque.append(f"{slot.path}, {_nbytes(slot.value) >> 20} MB that changed")
+            return None
+    return values.encode(slot.value, buffers, opaque=opaque)
+
+
+def _nbytes(value: Any) -> int:
+    return value.nbytes if isinstance(value, np.ndarray) else value.numel() * value.element_size()
+
+
+def _capture_grads(registry: Registry, buffers: list[bytes | memoryview], opaque: list[str]) -> list[Any]:
+    grads = [(name, registry.tensors[name].grad) for name in registry.tensors if name in registry.params]
+    return [[name, values.encode(grad, buffers, opaque=opaque)] for name, grad in grads if grad is not None]
+
+
+def _capture_optimizer(
+    optimizer: torch.optim.Optimizer,
+    names: dict[int, str],
+    buffers: list[bytes | memoryview],
+    opaque: list[str],
+) -> dict[str, Any]:
+    groups = []
+    for group in optimizer.param_groups:
+        options = {k: v for k, v in group.items() if k != "params"}
+        members = [names[id(p)] for p in group["params"]]
+        groups.append({"params": members, "options": values.encode(options, buffers, opaque=opaque)})
+    state = [
+        [names[id(p)], values.encode(dict(s), buffers, opaque=opaque)]
+        for p, s in optimizer.state.items()
+        if id(p) in names
+    ]
+    return {"class": type(optimizer).__name__, "groups": groups, "state": state}
+
+
+def optimizer_options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """Return the hyperparameters of each group."""
+    return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+
+
+# -- restoring -----------------------------------------------------------------------------------------------------------------
+
+
+def restore(
+    tree: dict[str, Any], read: values.Reader, layout: PackedLayout, slots: list[Slot], registry: Registry
+) -> list[str]:
+    """Put the recorded state into the program whose walk gave `slots`; return what could not be put back, one line each.
+
+    `read(i)` gives the bytes of buffer i; `layout` is the recorded one. A program that cannot take the state (other names or
+    shapes) is left as it was, and the one line says so.
+    """
+    problems = mismatch(layout, registry)
+    if problems:
+        return problems
+    _restore_tensors(read(tree["state"]["b"]), layout, registry)
+    _restore_modes(tree, registry)
+    _restore_grads(dict(tree["grads"]), read, registry)
+    for path, recorded in tree["optimizers"]:
+        if path in registry.optimizers:
+            _restore_optimizer(registry.optimizers[path], recorded, read, registry)
+        else:
+            problems.append(f"the optimizer at {path} does not exist in the program now")
+    problems += _restore_slots(tree["slots"], read, slots)
+    rng.restore_state(values.decode(tree["rng"], read))
+    return problems
+
+
+def _restore_modes(tree: dict[str, Any], registry: Registry) -> None:
+    """Which parameters are frozen, which modules are in training mode."""
+    for name in registry.params:
+        if registry.tensors[name].is_leaf:
+            registry.tensors[name].requires_grad_(name not in tree["frozen"])
+    for path, flags in tree["training"]:
+        modules = registry.modules[path].modules() if path in registry.modules else ()
+        for module, flag in zip(modules, flags, strict=False):
+            module.training = flag
+
+
+def mismatch(layout: PackedLayout, registry: Registry) -> list[str]:
+    """Return one line for each tensor that the recorded layout and the program do not have alike."""
+    recorded = {e.name: (e.dtype, e.shape) for e in layout.entries}
+    here = {n: (values.dtype_name(t.dtype), tuple(t.shape)) for n, t in registry.tensors.items()}
+    return [
+        f"{name}: recorded {recorded.get(name)}, the program has {here.get(name)}"
+        for name in {**recorded, **here}
+        if recorded.get(name) != here.get(name)
+    ]
+
+
+def _restore_tensors(packed: bytes, layout: PackedLayout, registry: Registry) -> None:
+    for entry in layout.entries:
+        data = packed[entry.offset : entry.offset + entry.nbytes]
+        live = registry.tensors[entry.name]
+        live.data.copy_(values.bytes_tensor(data, entry.dtype, entry.shape))
+
+
+def _restore_grads(recorded: dict[str, Any], read: values.Reader, registry: Registry) -> None:
+    for name in registry.params:
+        param = registry.tensors[name]
+        param.grad = values.decode(recorded[name], read).to(param.device) if name in recorded else None
+
+
+def _restore_optimizer(
+    optimizer: torch.optim.Optimizer, recorded: dict[str, Any], read: values.Reader, registry: Registry
+) -> None:
+    groups = recorded["groups"]
+    del optimizer.param_groups[len(groups) :]
+    for i, group in enumerate(groups):
+        if i == len(optimizer.param_groups):
+            optimizer.param_groups.append({})
+        live = optimizer.param_groups[i]
+        live["params"] = [registry.tensors[name] for name in group["params"]]
+        put_options(live, values.decode(group["options"], read))
+    state = {registry.tensors[name]: values.decode(node, read) for name, node in recorded["state"]}
+    for param in [p for p in optimizer.state if p not in state]:
+        del optimizer.state[param]
+    for param, new in state.items():
+        optimizer.state[param] = _to_device(new, param)
+
+
+def put_options(group: dict[str, Any], options: dict[str, Any]) -> None:
+    """Set the hyperparameters of a live group; a tensor stays the same tensor, with the new value."""
+    for key, value in options.items():
+        if isinstance(group.get(key), torch.Tensor) and isinstance(value, torch.Tensor):
+            group[key].copy_(value)
+        else:
+            group[key] = value
+    for key in [k for k in group if k != "params" and k not in options]:
+        del group[key]
+
+
+def _to_device(state: dict[str, Any], param: torch.Tensor) -> dict[str, Any]:
+    if param.device.type == "cpu":
+        return state
+    return {k: v.to(param.device) if isinstance(v, torch.Tensor) and v.dim() > 0 else v for k, v in state.items()}
+
+
+def _restore_slots(recorded: list[Any], read: values.Reader, slots: list[Slot]) -> list[str]:
+    live = {slot.path: slot for slot in slots}
+    problems = []
+    for path, kind, node in recorded:
+        problem = _restore_slot(kind, node, read, live.get(path), live)
+        if problem:
+            problems.append(f"{path}: {problem}")
+    return problems
+
+
+def _restore_slot(kind: str, node: Any, read: values.Reader, slot: Slot | None, live: dict[str, Slot]) -> str | None:
+    if slot is None:
+        # A variable that the program does not have yet, or one outside the function that is replayed.
+        return None
+    if kind == "same":
+        return _restore_alias(node, slot, live)
+    if kind == "value":
+        return _restore_value(node, read, slot)
+    if kind != slot.kind:
+        return f"recorded as {kind}, the program has a {slot.kind}"
+    return _RESTORERS[kind](node, read, slot)
+
+
+def _restore_alias(target: str, slot: Slot, live: dict[str, Slot]) -> str | None:
+    if slot.kind == "same" and slot.value == target:
+        return None
+    other = live.get(target)
+    if other is None or slot.put is None or other.kind == "same":
+        return None
+    slot.put(other.value)
+    return None
+
+
+def _restore_iterator(node: Any, read: values.Reader, slot: Slot) -> str | None:
+    return None if iterators.put_position(slot.value, node) else "this loop cannot be set back"
+
+
+def _restore_generator(node: Any, read: values.Reader, slot: Slot) -> str | None:
+    rng.put_generator_state(slot.value, values.decode(node, read))
+    return None
+
+
+def _restore_stateful(node: Any, read: values.Reader, slot: Slot) -> str | None:
+    try:
+        slot.value.load_state_dict(values.decode(node, read))
+    except values.OpaqueValueError as error:
+        return str(error)
+    return None
+
+
+_RESTORERS: dict[str, Callable[[Any, values.Reader, Slot], str | None]] = {
+    "iterator": _restore_iterator,
+    "generator": _restore_generator,
+    "stateful": _restore_stateful,
+}
+
+
+def _restore_value(node: Any, read: values.Reader, slot: Slot) -> str | None:
+    if isinstance(node, dict) and node.get("$") == "constant":
+        digest = Constants().digest(slot.path, slot.value) if is_large(slot.value) else None
+        return None if digest == node["hash"] else "its content is not that of the recorded run"
+    try:
+        new = values.decode(node, read, slot.value)
+    except values.OpaqueValueError as error:
+        return str(error)
+    if slot.kind == "value" and _same_scalar(slot.value, new):
+        return None
+    if slot.kind == "value" and _put_in_place(slot.value, new):
+        return None
+    if slot.put is None:
+        return "it cannot be replaced"
+    slot.put(new)
+    return None
+
+
+def _same_scalar(live: Any, new: Any) -> bool:
+    if type(live) is not type(new) or not isinstance(live, (bool, int, float, str, bytes, type(None))):
+        return False
+    return repr(live) == repr(new)
+
+
+def _put_in_place(live: Any, new: Any) -> bool:
+    """Give a live object the recorded content where others may share it; views are left alone (they would write through)."""
+    if isinstance(live, torch.Tensor) and isinstance(new, torch.Tensor):
+        return _copy_tensor(live, new)
+    if isinstance(live, np.ndarray) and isinstance(new, np.ndarray):
+        owns = live.base is None and live.flags.owndata and live.flags.writeable
+        if owns and live.shape == new.shape and live.dtype == new.dtype:
+            np.copyto(live, new)
+            return True
+        return False
+    if type(live) is not type(new):
+        return False
+    if isinstance(live, (list, deque)):
+        live.clear()
+        live.extend(new)
+    elif isinstance(live, (dict, set)):
+        live.clear()
+        live.update(new)
+    else:
+        return False
+    return True
+
+
+def _copy_tensor(live: torch.Tensor, new: torch.Tensor) -> bool:
+    if live.shape != new.shape or live.dtype != new.dtype or live.layout != new.layout or live._is_view():
+        return False
+    if live.grad_fn is not None or live.untyped_storage().nbytes() != live.numel() * live.element_size():
+        return False
+    live.data.copy_(new)
+    return True

@@ -1,0 +1,109 @@
+"""`rewind record`: an unmodified script or module, run and recorded. # B1
+
+Room: tracer. May touch: what `program` and `recorder` touch.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tracer import program, terminal_bar
+from tracer.errors import ProgramError
+from tracer.options import Options
+from tracer.recorder import Recorder, status_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tracer.flight import Flight
+    from tracer.manifest import Parent
+
+INTERRUPTED = 130
+
+
+def record_script(
+    target: str,
+    argv: Sequence[str],
+    *,
+    module: bool = False,
+    out: str | Path | None = None,
+    append: bool = False,
+    at: int | None = None,
+    every: int = 1,
+    keyframe_every: int | None = None,
+    detail: str | None = None,
+    weights: bool | None = None,
+    overwrite: bool = False,
+    parent: Parent | None = None,
+    pause_at: int | None = None,
+    flight: Flight | None = None,
+) -> int:
+    """Run a script (or, with `module`, a module) under the recorder; return its exit code.
+
+    `pause_at`: hold before this step (but not before the first). `flight`: only the last steps in full, see
+    `tracer.flight`. What it prints is printed, what it raises is shown as Python shows it. `out` defaults to
+    runs/<name>-<first free number>.
+    Raise ProgramError if it cannot be found or never trains, UsageError if `out` exists.
+    """
+    found = program.find(target, argv, module=module)
+    path = Path(out) if out is not None else free_path(Path("runs"), Path(target).stem if not module else target)
+    options = Options(every=every, detail=detail, weights=weights, keyframe_every=keyframe_every, flight=flight)
+    recorder = Recorder(
+        path,
+        options=options,
+        program=found,
+        append=append,
+        at=at,
+        overwrite=overwrite,
+        parent=parent,
+        pause_at=pause_at,
+    )
+    _announce()
+    recorder.remember_start()
+    recorder.start()
+    recorder.live.progress.bar = terminal_bar.for_this_process()
+    code = 0
+    error: BaseException | None = None
+    try:
+        program.run(found)
+    except BaseException as raised:  # noqa: BLE001  whatever ends the program ends the session first
+        error = raised
+        code = _exit_code(raised)
+    finally:
+        recorder.close(status_of(error))
+    if not recorder.trained and code == 0:
+        raise ProgramError(f"{target} ended without training: no optimizer stepped, there is nothing to record")
+    return code
+
+
+def _exit_code(error: BaseException) -> int:
+    if isinstance(error, SystemExit):
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)  # noqa: T201  as Python does
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    program.print_exception(error)
+    return 1
+
+
+def _announce() -> None:
+    """Send the recorder's few lines to stderr, once."""
+    log = logging.getLogger("rewind")
+    if not log.handlers:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(logging.Formatter("rewind: %(message)s"))
+        log.addHandler(handler)
+        log.setLevel(logging.INFO)
+        log.propagate = False
+
+
+def free_path(folder: Path, name: str) -> Path:
+    """Return the first of folder/name-1, name-2 ... that does not exist."""
+    number = 1
+    while (folder / f"{name}-{number}").exists():
+        number += 1
+    return folder / f"{name}-{number}"

@@ -1,0 +1,99 @@
+"""The samples of a trace: rows by pool and id, wherever they lie.
+
+Room: tracer. May touch: reads the trace through the chain it is given.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tracer.errors import MissingDataError
+
+if TYPE_CHECKING:
+    from tracer.chain import Chain
+    from tracer.tail import Record
+
+
+class Samples:
+    """All samples of one trace; ids count up from 0 in each pool."""
+
+    def __init__(self, chain: Chain) -> None:
+        """Of the trace whose segments are `chain`."""
+        self._chain = chain
+        self._open: dict[str, list[Record]] = {}
+        self._cache: dict[int, np.ndarray] = {}
+        self._unread = iter(list(chain.sealed.values()))
+        self._runs: dict[str, list[tuple[int, int]]] = {}
+        self._arrays: dict[str, str] = {}
+        self._lock = threading.Lock()
+        for segment in chain.open.values():
+            for pool, records in segment.samples.items():
+                self._open.setdefault(pool, []).extend(records)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many samples each pool has: a later session goes on from there."""
+        with self._lock:
+            while self._learn():
+                pass
+        counts = {pool: runs[-1][1] + 1 for pool, runs in self._runs.items() if runs}
+        for pool, records in self._open.items():
+            counts[pool] = max(counts.get(pool, 0), *(r.header["first"] + r.header["count"] for r in records))
+        return counts
+
+    def _learn(self) -> bool:
+        """Take in what the next sealed segment says; False where there is none left."""
+        segment = next(self._unread, None)
+        for pool, facts in segment.samples.items() if segment is not None else ():
+            self._runs[pool] = sorted({*self._runs.get(pool, ()), *facts["ids"].runs})
+            self._arrays.setdefault(pool, facts["array"])
+        return segment is not None
+
+    def rows(self, pool: str, ids: np.ndarray) -> bytes:
+        """The bytes of the samples `ids` (uint32), one after the other. Raise MissingDataError, DamageError."""
+        if not len(ids):
+            return b""
+        out: np.ndarray | None = None
+        missing = np.ones(len(ids), bool)
+        for record in self._open.get(pool, ()):
+            first, count = record.header["first"], record.header["count"]
+            here = missing & (ids >= first) & (ids < first + count)
+            if here.any():
+                block = self._block(record)
+                out = np.empty((len(ids), block.shape[1]), np.uint8) if out is None else out
+                out[here] = block[ids[here] - first]
+                missing &= ~here
+        if missing.any():
+            rows = self._sealed_rows(pool, ids[missing])
+            out = np.empty((len(ids), rows.shape[1]), np.uint8) if out is None else out
+            out[missing] = rows
+        assert out is not None
+        return out.tobytes()
+
+    def _block(self, record: Record) -> np.ndarray:
+        key = id(record)
+        if key not in self._cache:
+            self._cache[key] = np.frombuffer(record.read("data"), np.uint8).reshape(record.header["count"], -1)
+        return self._cache[key]
+
+    def _sealed_rows(self, pool: str, ids: np.ndarray) -> np.ndarray:
+        with self._lock:
+            # Samples are sealed with the step that had them first: mostly the first segments are enough.
+            while len(lost := self._lost(pool, ids)) and self._learn():
+                pass
+            array = self._arrays.get(pool)
+        if len(lost) or array is None:
+            raise MissingDataError(f"{self._chain.path}: sample {lost[0]} of {pool} was lost when it was recorded")
+        return self._chain.sample_rows(array, ids)
+
+    def _lost(self, pool: str, ids: np.ndarray) -> np.ndarray:
+        """Those of `ids` that no segment read until now has."""
+        runs = self._runs.get(pool)
+        if not runs:
+            return ids
+        firsts, lasts = np.array(runs, np.int64).T
+        place = np.searchsorted(firsts, ids.astype(np.int64), "right") - 1
+        return ids[(place < 0) | (ids > lasts[place])]

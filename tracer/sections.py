@@ -1,0 +1,146 @@
+"""The parts of a step's record: batches, randomness, gradients, as named sections of bytes. Room: tracer. Pure."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tracer import frames, registry, values
+from tracer.batches import batch_size
+from tracer.tail import Buffer, checksum
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from tracer.batches import Draft, EncodedBatch
+    from tracer.keyframe import Keyframe
+
+Section = tuple[str, Sequence[Buffer], str | None]
+
+
+@dataclass
+class OpenStep:
+    """What is known of the step that is open: thrown away or written when it ends."""
+
+    inputs: Draft | None = None
+    input_size: int | None = None
+    rng_hash: str | None = None
+    site: list[list[Any]] | None = None
+    epoch: int | None = None
+    keyframe: Keyframe | None = None
+    losses: list[torch.Tensor] = field(default_factory=list)
+    closure_losses: int = 0
+    lr: float | None = None
+    more_lr: dict[str, float] = field(default_factory=dict)
+    grad_squares: float = 0.0
+    stepped: bool = False
+    grads: dict[str, bytes] = field(default_factory=dict)
+    logs: dict[str, float] = field(default_factory=dict)
+    batch_size: int | None = None
+    changes: dict[str, Any] = field(default_factory=dict)
+    captures: dict[str, tuple[dict[str, Any], bytes]] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    def note_losses(self, losses: tuple[Any, ...], *, in_optimizer: bool) -> None:
+        """Keep what a backward pass started from; of a closure that runs several times, its first evaluation."""
+        if in_optimizer:
+            self.closure_losses += 1
+            if self.closure_losses > 1:
+                return
+        for loss in losses:
+            if isinstance(loss, torch.Tensor) and loss.numel() == 1:
+                self.losses.append(loss.detach())
+
+    def loss(self) -> float | None:
+        """The sum of what was propagated back in this step (of a closure, its first value); None if nothing scalar was."""
+        found = [float(loss) for loss in self.losses]
+        return sum(found[1:], found[0]) if found else None
+
+    def scalars(self) -> dict[str, float]:
+        """Every further scalar of the step: more learning rates, single losses where there were several, what was logged."""
+        single = {f"loss_{i}": float(v) for i, v in enumerate(self.losses)} if len(self.losses) > 1 else {}
+        return {**self.more_lr, **single, **self.logs}
+
+    def note_options(self, optimizer: torch.optim.Optimizer, index: int) -> None:
+        """Keep the learning rates in force: `lr` is the first group's of the first optimizer that steps."""
+        for i, group in enumerate(optimizer.param_groups):
+            rate = number(group.get("lr"))
+            if self.lr is None:
+                self.lr = rate
+            elif (i, index) != (0, 0):
+                self.more_lr[f"lr_{i}" if index == 0 else f"lr_{index}_{i}"] = rate
+
+    def norm(self) -> float | None:
+        """The gradient norm over all optimizers that stepped."""
+        return math.sqrt(self.grad_squares) if self.stepped else None
+
+
+def same_tensors(a: registry.Registry, b: registry.Registry) -> bool:
+    """Whether two registries have the same tensors under the same names."""
+    return list(a.tensors) == list(b.tensors) and all(a.tensors[n] is b.tensors[n] for n in a.tensors)
+
+
+def number(value: Any) -> float:
+    """A Python float; NaN stands for None."""
+    if value is None:
+        return math.nan
+    return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
+
+
+def model_inputs(args: tuple[Any, ...], caller: FrameType | None) -> list[Any]:
+    """The model's inputs, and the tensors beside them in the loop that have as many rows: targets, most likely."""
+    inputs = list(args)
+    first = next((a for a in inputs if isinstance(a, torch.Tensor) and a.dim()), None)
+    if first is None or caller is None:
+        return inputs
+    seen = {id(a) for a in args}
+    for value in frames.live_locals(caller).values():
+        plain = (
+            isinstance(value, torch.Tensor) and value.grad_fn is None and not value.requires_grad and value.dim() > 0
+        )
+        if plain and id(value) not in seen and value.shape[0] == first.shape[0]:
+            seen.add(id(value))
+            inputs.append(value)
+    return inputs
+
+
+def input_size(inputs: list[Any]) -> int | None:
+    """The number of samples that a model was given: a vector of numbers is one sample."""
+    first = next((x for x in inputs if isinstance(x, torch.Tensor)), None)
+    batched = first is None or first.dim() > 1 or not first.is_floating_point()
+    return batch_size(inputs) if batched else 1
+
+
+def add_ids(sections: list[Section], batch: EncodedBatch, prefix: str) -> None:
+    """Append the sample ids and the inline bytes of a batch."""
+    for j, ids in enumerate(batch.ids):
+        sections.append((f"{prefix}ids{j}", [ids], checksum([ids])))
+    if batch.inline:
+        sections.append((f"{prefix}inline", batch.inline, checksum(batch.inline)))
+
+
+def encode_rng(sections: list[Section], state: dict[str, Any] | None, prefix: str) -> dict[str, Any] | None:
+    """Append the generators' state, and return what describes it; None stands for: not moved."""
+    if state is None:
+        return None
+    buffers: list[bytes | memoryview] = []
+    node = values.encode(state, buffers)
+    name = f"{prefix}rng"
+    sections.append((name, buffers, checksum(buffers)))
+    return {"node": node, "sizes": [len(b) for b in buffers], "section": name}
+
+
+def pack_grads(grads: dict[str, bytes], layout: registry.Layout) -> list[bytes]:
+    """The gradients in the layout of the state, piece by piece; parameters without one are zero."""
+    pieces, place = [], 0
+    for entry in sorted(layout.entries, key=lambda entry: entry.offset):
+        grad = grads.get(entry.name, b"")
+        if entry.nbytes and len(grad) == entry.nbytes:
+            pieces += [bytes(entry.offset - place), grad]
+            place = entry.offset + entry.nbytes
+    return [piece for piece in (*pieces, bytes(layout.nbytes - place)) if piece]

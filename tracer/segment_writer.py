@@ -1,0 +1,307 @@
+"""Turns one open segment into a sealed one: its tensors into Zarr, its tables into Parquet, then the commit.
+
+Life cycle, as one can observe it: (1) the tail is there and complete; (2) arrays grow and Parquet files of the
+segment's name appear, of which readers take no notice; (3) `metrics/<name>.json` appears: it is sealed; (4) the
+tail is gone (renamed to `.damaged` where part of it could not be read). A crash before (3) leaves the tail: sealing it
+again writes the same rows and files again.
+Room: tracer. May touch: tensors.zarr, metrics/ and tail/ of the trace it is given; loads no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xxhash
+
+from tracer import arrays as names
+from tracer import codecs, segments, tables
+from tracer.arrays import Arrays
+from tracer.errors import DamageError
+from tracer.ranges import Ranges
+from tracer.store import power_of_two
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from tracer.manifest import SessionFacts
+    from tracer.open_segment import OpenSegment
+    from tracer.packing import PackedLayout
+    from tracer.segments import Variant
+    from tracer.store import ZarrArray
+
+_GROUP_BYTES = 4 << 20
+
+
+class SegmentWriter:
+    """Seals one segment; everything it learns goes into the commit."""
+
+    def __init__(
+        self,
+        trace: Path,
+        segment: OpenSegment,
+        session: SessionFacts,
+        batch: segments.Batch,
+        columns: dict[str, tables.Columns],
+    ) -> None:
+        """`columns` are the names that SQL columns have in the segments before; they learn this segment's."""
+        self._trace = trace
+        self._segment = segment
+        self._arrays = Arrays(trace, batch)
+        self._batch = batch
+        self._columns = columns
+        self._shift = session.first_row - session.first_step
+        self._session = session
+        self.damage: list[str] = [str(segment.damage)] if segment.damage else []
+        self._touched: list[ZarrArray] = []
+        self._name = segments.name_of((segment.session, segment.sequence))
+        self._shard_rows = max(16, power_of_two(max(1, len(segment.steps)), names.SHARD_ROWS))
+
+    def seal(self) -> None:
+        """Write everything, commit, take the tail away. Raise OSError where the disk refuses."""
+        segment = self._segment
+        self._records = self._readable()
+        steps = Ranges.of(r.header["step"] for r in self._records if r.kind == "step")
+        facts = {
+            "format": 1,
+            "session": segment.session,
+            "seq": segment.sequence,
+            "first_step": segment.first_step,
+            "last_step": steps.runs[-1][1] if steps.runs else None,
+            "first_row": self._session.first_row,
+            "session_first_step": self._session.first_step,
+            "steps": steps.runs,
+            "params": self._params(),
+            "grads": self._grads(),
+            "captures": self._captures(),
+            "samples": self._samples(),
+            "keyframes": self._keyframes(),
+            "fingerprints": self._fingerprints(),
+        }
+        for array in self._touched:
+            array.flush()
+        facts["files"] = self._tables()
+        facts["columns"] = {name: c.names for name, c in self._columns.items() if c.names}
+        facts["closed"] = segment.close_record
+        facts["last_time"] = max((r.header["time"] for r in segment.records if r.header.get("time")), default=None)
+        facts["damage"] = self.damage
+        self._batch.finish()
+        segments.write_commit(self._trace, (segment.session, segment.sequence), facts)
+        self._remove_tail()
+
+    def _remove_tail(self) -> None:
+        path = self._segment.path
+        if self.damage:
+            os.replace(path, path.with_suffix(".damaged"))
+        else:
+            path.unlink(missing_ok=True)
+
+    def _rows(self, steps: Iterable[int]) -> np.ndarray:
+        return np.array([k + self._shift for k in steps], np.int64)
+
+    # -- tensors -------------------------------------------------------------------------------------------------------
+
+    def _params(self) -> list[dict[str, Any]]:
+        groups: dict[int, list[int]] = {}
+        for state, record in sorted(self._segment.state_records.items()):
+            groups.setdefault(record.header["layout"], []).append(state)
+        unstored = [i for i in self._segment.layouts if i not in groups]
+        for i in unstored:
+            self._params_array(self._segment.layouts[i], 0)
+        return [self._seal_states(self._segment.layouts[i], states) for i, states in groups.items()]
+
+    def _params_array(self, layout: PackedLayout, rows: int) -> tuple[str, ZarrArray]:
+        name = self._arrays.named("params", {"layout": json.loads(json.dumps(layout.table()))})
+        spec = names.params_spec(layout, rows, self._shard_rows)
+        spec.attributes["from"] = name.replace("params", "params_from", 1)
+        return name, self._arrays.create(name, spec)
+
+    def _seal_states(self, layout: PackedLayout, states: list[int]) -> dict[str, Any]:
+        states = [k for k in states if self._is_whole(k)]
+        rows = self._rows(states)
+        name, array = self._params_array(layout, int(rows[-1]) + 1 if states else 0)
+        origin = name.replace("params", "params_from", 1)
+        if states:
+            refs = codecs.plan(len(states))
+            self._encode(array, states, rows, refs)
+            self._touched.append(array)
+            pairs = np.array([[rows[r] if r != codecs.ITSELF else r for r in pair] for pair in refs], np.int64)
+            self._put(origin, names.from_spec(int(rows[-1]) + 1), rows, pairs)
+        return {"array": name, "from": origin, "steps": Ranges.of(states).runs}
+
+    def _encode(self, array: ZarrArray, states: list[int], rows: np.ndarray, refs: tuple[tuple[int, int], ...]) -> None:
+        """Row by row; what is in their order is kept for as long as rows around are predicted from it."""
+        leaves = codecs.leaves(refs)
+        ordered: dict[int, np.ndarray] = {}
+
+        def order(i: int) -> np.ndarray:
+            if i not in ordered:
+                ordered[i] = codecs.order(self._segment.words(states[i])[1])
+            return ordered[i]
+
+        for i, (a, b) in enumerate(refs):
+            for gone in [k for k in ordered if k < i - codecs.BLOCK]:
+                del ordered[gone]
+            if a == codecs.ITSELF:
+                stored = self._segment.words(states[i])[1]
+            else:
+                stored = codecs.encode(order(i), order(a), order(b) if b != codecs.ITSELF else None)
+            # What others are predicted from is read for their sake too: it is kept quick.
+            array.put_row(int(rows[i]), stored, fast=i not in leaves, small=a != codecs.ITSELF)
+
+    def _is_whole(self, state: int) -> bool:
+        try:
+            self._segment.words(state)
+        except (DamageError, ValueError) as error:
+            self.damage.append(str(error))
+            return False
+        return True
+
+    def _put(self, name: str, spec: Any, rows: np.ndarray, values: np.ndarray) -> None:
+        array = self._arrays.create(name, spec)
+        array.put_rows(rows, values)
+        self._touched.append(array)
+
+    def _grads(self) -> list[dict[str, Any]]:
+        groups: dict[int, list[int]] = {}
+        for step, record in self._segment.grad_records.items():
+            groups.setdefault(record.header["layout"], []).append(step)
+        return [self._seal_grads(self._segment.layouts[i], steps) for i, steps in groups.items()]
+
+    def _seal_grads(self, layout: PackedLayout, steps: list[int]) -> dict[str, Any]:
+        name = self._arrays.named("grads", {"layout": json.loads(json.dumps(layout.table()))})
+        spec = names.grads_spec(layout, int(self._rows(steps).max()) + 1, self._shard_rows)
+        array = self._arrays.create(name, spec)
+        done = []
+        for step in steps:
+            try:
+                array.put_row(step + self._shift, self._segment.grads(step)[1], fast=True)
+                done.append(step)
+            except DamageError as error:
+                self.damage.append(str(error))
+        self._touched.append(array)
+        return {"array": name, "steps": Ranges.of(done).runs}
+
+    def _captures(self) -> dict[str, list[dict[str, Any]]]:
+        return {key: [self._seal_capture(key, form) for form in forms] for key, forms in self._segment.captures.items()}
+
+    def _seal_capture(self, key: str, form: Variant) -> dict[str, Any]:
+        spec = names.capture_spec(key, form.dtype, form.shape, form.dims, self._shard_rows)
+        fits = {"key": key, "dtype": form.dtype, "ndim": len(form.shape)}
+        name = self._arrays.named(f"captures/{names.safe_path(key)}", fits, "~")
+        array = self._arrays.create(name, spec)
+        steps, values = self._whole_captures(key, form, spec.dtype)
+        if steps:
+            rows = self._rows(steps)
+            array.grow((int(rows[-1]) + 1, *form.shape))
+            array.put_rows(rows, values, fast=True)
+            self._touched.append(array)
+        described = {"dtype": form.dtype, "shape": form.shape, "dims": form.dims}
+        return {**described, "array": name, "steps": Ranges.of(steps).runs}
+
+    def _whole_captures(self, key: str, form: Variant, dtype: np.dtype) -> tuple[list[int], np.ndarray]:
+        steps, rows = [], []
+        for step in form.steps:
+            try:
+                rows.append(self._segment.capture(key, form, np.array([step]))[0])
+                steps.append(step)
+            except DamageError as error:
+                self.damage.append(str(error))
+        shape = (len(rows), *form.shape)
+        return steps, np.stack(rows).view(dtype).reshape(shape) if rows else np.empty(shape, dtype)
+
+    def _samples(self) -> dict[str, dict[str, Any]]:
+        found = {}
+        for pool, records in self._segment.samples.items():
+            head = records[0].header
+            spec = names.sample_spec(pool, head["dtype"], tuple(head["shape"]))
+            fits = {"pool": pool, "dtype": head["dtype"]}
+            name = self._arrays.named(f"samples/{names.safe_path(pool)}", fits, "~")
+            array = self._arrays.create(name, spec)
+            end = max(r.header["first"] + r.header["count"] for r in records)
+            array.grow((end, *head["shape"]))
+            sealed = [run for record in records for run in self._seal_samples(array, record, spec.dtype)]
+            self._touched.append(array)
+            first = head["first"]
+            found[pool] = {"array": name, "first": first, "count": end - first, "ids": Ranges.merged(sealed).runs}
+        return found
+
+    def _seal_samples(self, array: ZarrArray, record: Any, dtype: np.dtype) -> list[tuple[int, int]]:
+        """Put the samples of a record into `array`; return the run of ids that were whole."""
+        first, count = record.header["first"], record.header["count"]
+        try:
+            data = np.frombuffer(record.read("data"), np.uint8).view(dtype)
+        except DamageError as error:
+            self.damage.append(str(error))
+            return []
+        array.put_rows(np.arange(first, first + count), data.reshape(count, *record.header["shape"]))
+        return [(first, first + count - 1)] if count else []
+
+    def _keyframes(self) -> list[dict[str, Any]]:
+        found = []
+        for state in self._segment.keyframes:
+            try:
+                tree, sizes, data = self._segment.keyframe(state)
+            except DamageError as error:
+                self.damage.append(str(error))
+                continue
+            name = f"keyframes/{self._segment.session}-{state}"
+            attributes = {"tree": json.dumps(tree), "buffers": sizes, "step": state}
+            array = self._arrays.create(name, names.keyframe_spec(len(data), attributes))
+            array.grow((len(data),), attributes)
+            array.put_all(np.frombuffer(data, np.uint8))
+            self._touched.append(array)
+            found.append({"step": state, "array": name, "bytes": len(data)})
+        return found
+
+    def _fingerprints(self) -> tuple[tuple[int, int], ...]:
+        known = self._segment.fingerprints
+        if known:
+            states = sorted(known)
+            rows = self._rows(states)
+            values = np.array([int(known[k], 16) for k in states], np.uint64)
+            self._put("fingerprints", names.fingerprint_spec(int(rows[-1]) + 1), rows, values)
+        return Ranges.of(known).runs
+
+    # -- tables --------------------------------------------------------------------------------------------------------
+
+    def _tables(self) -> dict[str, dict[str, Any]]:
+        records, session = self._records, self._segment.session
+        found: dict[str, dict[str, Any]] = {}
+        for name, make in tables.QUERIED.items():
+            self._write_table(found, name, make(records, session, self._columns[name]))
+        self._write_table(found, "blobs", tables.blobs(records))
+        replay = tables.replay(records)
+        # A few MB a row group: a step is read with its neighbours, not with all of the segment.
+        rows = max(1, min(len(replay), len(replay) * _GROUP_BYTES // max(1, replay.nbytes)))
+        self._write_table(found, "replay", replay, group=rows)
+        return found
+
+    def _readable(self) -> list[Any]:
+        """The records whose small sections are whole: a damaged one would stop the tables of all others."""
+        good = []
+        for record in self._segment.records:
+            try:
+                for section in record.sections:
+                    if record.kind == "blob" or (record.kind == "step" and section.name not in ("weights", "grads")):
+                        record.read(section.name)
+                good.append(record)
+            except DamageError as error:
+                self.damage.append(str(error))
+        return good
+
+    def _write_table(
+        self, found: dict[str, dict[str, Any]], name: str, table: pa.Table, group: int | None = None
+    ) -> None:
+        if not len(table):
+            return
+        data = tables.parquet(table, group)
+        self._batch.write(self._trace / "metrics" / f"{self._name}.{name}.parquet", data)
+        found[name] = {"rows": len(table), "bytes": len(data), "xxh3": xxhash.xxh3_64_hexdigest(data)}
+        if group is not None:
+            found[name]["group"] = group

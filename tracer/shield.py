@@ -1,0 +1,100 @@
+"""Between the program and the recorder: what goes wrong in the recorder never reaches the program. # S0.4
+
+The first failure is logged with its cause and ends the recording; training goes on as if there had been none.
+Room: tracer. May touch: nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    import torch
+
+    from tracer.steps import StepRecorder
+
+_log = logging.getLogger("rewind")
+
+
+class Shield:
+    """Passes events (see `hooks.Events`) and what user code gives (see `active.Listener`) on to a recorder."""
+
+    def __init__(self, steps: StepRecorder) -> None:
+        """Pass on to `steps` and its boundary."""
+        self._steps = steps
+        self._boundary = steps.boundary
+        self.failure: str | None = None
+
+    def _fail(self, error: Exception) -> None:
+        if self.failure is None:
+            self.failure = f"{type(error).__name__}: {error}"
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{where.name}, line {where.lineno}"
+            shown = _log.isEnabledFor(logging.DEBUG)
+            _log.error("recording stopped, training goes on: %s (%s)", self.failure, place, exc_info=shown)
+
+    def fetch(self, iterator: Any, native: Callable[[], Any]) -> Any:
+        """The batch, fetched exactly once whatever the recorder does; what the fetch itself raises passes through."""
+        if self.failure is not None:
+            return native()
+        outcome: list[Any] = []
+        raised: list[BaseException] = []
+
+        def once() -> Any:
+            try:
+                outcome.append(native())
+            except BaseException as error:
+                raised.append(error)
+                raise
+            return outcome[0]
+
+        try:
+            return self._boundary.fetch(iterator, once)
+        except Exception as error:
+            if raised:
+                raise
+            self._fail(error)
+        return outcome[0] if outcome else native()
+
+    def _pass_on(self, call: Callable[..., None], *arguments: Any) -> None:
+        if self.failure is None:
+            try:
+                call(*arguments)
+            except Exception as error:  # noqa: BLE001  as above
+                self._fail(error)
+
+    def forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module is called."""
+        self._pass_on(self._boundary.forward, module, args, kwargs)
+
+    def backward(self, losses: tuple[Any, ...]) -> None:
+        """A backward pass has run."""
+        self._pass_on(self._boundary.backward, losses)
+
+    def optimizer_pre(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer is about to step."""
+        self._pass_on(self._boundary.optimizer_pre, optimizer)
+
+    def optimizer_post(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer has stepped."""
+        self._pass_on(self._boundary.optimizer_post, optimizer)
+
+    def capture(self, key: str, value: Any, dims: Sequence[str] | None) -> None:
+        """User code gives a tensor."""
+        self._pass_on(self._steps.capture, key, value, dims)
+
+    def log(self, scalars: dict[str, Any]) -> None:
+        """User code gives scalars."""
+        self._pass_on(self._steps.log, scalars)
+
+    def progress(self, fields: dict[str, Any]) -> None:
+        """User code says how far it is."""
+        self._pass_on(self._steps.progress, fields)
+
+    def close(self, *, failed: bool) -> None:
+        """The recording ends."""
+        self._pass_on(lambda: self._steps.close(failed=failed))

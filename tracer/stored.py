@@ -1,0 +1,126 @@
+"""What a trace stored, as tensors again: states, gradients, batches.
+
+Room: tracer. Pure, but for the readers it is given.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from tracer import values
+from tracer.errors import DamageError, NameUnknownError
+
+if TYPE_CHECKING:
+    from tracer.packing import Entry, PackedLayout
+
+Rows = Callable[[str, np.ndarray], bytes]
+"""(pool, ids) -> the bytes of those samples, one after the other."""
+
+
+class State(Mapping[str, torch.Tensor]):
+    """The tensors of one state, by the names of `state_dict()`; they own their memory."""
+
+    def __init__(self, step: int, fingerprint: str | None, tensors: Mapping[str, torch.Tensor]) -> None:
+        """`fingerprint`: 16 hex digits; None where it is not known."""
+        self.step = step
+        self.fingerprint = fingerprint
+        self._tensors = dict(tensors)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        try:
+            return self._tensors[name]
+        except KeyError:
+            known = ", ".join(list(self._tensors)[:8])
+            raise NameUnknownError(f"no tensor {name!r}: there are {known}", step=self.step, tensor=name) from None
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def __repr__(self) -> str:
+        return f"State(step={self.step}, fingerprint={self.fingerprint}, {len(self)} tensors)"
+
+
+def unpack(layout: PackedLayout, words: np.ndarray, *, only_params: bool = False) -> dict[str, torch.Tensor]:
+    """Return the tensors of a packed state: they share `words`, or one copy of it where it cannot be written."""
+    whole = torch.from_numpy((words if words.flags.writeable else words.copy()).view(np.uint8))
+    return {e.name: _tensor(whole, e) for e in layout.entries if e.param or not only_params}
+
+
+def _tensor(whole: torch.Tensor, entry: Entry) -> torch.Tensor:
+    dtype = values._dtype(entry.dtype)
+    if not entry.nbytes:
+        return torch.empty(entry.shape, dtype=dtype)
+    data = whole[entry.offset : entry.offset + entry.nbytes]
+    if entry.offset % dtype.itemsize:
+        data = data.clone()  # complex128 may lie at a multiple of 8
+    return data.view(dtype).reshape(entry.shape)
+
+
+def array(data: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Return bytes [T, n] as [T, *shape] of the NumPy type of `dtype`, torch's own name.
+
+    bfloat16 becomes float32; what NumPy lacks besides stays bytes.
+    """
+    steps = data.shape[0]
+    flat = np.ascontiguousarray(data).reshape(-1)
+    if dtype == "bfloat16":
+        return (flat.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(steps, *shape)
+    if dtype.startswith("float8") or dtype in ("bits8", "quint8", "qint8"):
+        return flat.reshape(steps, *shape)
+    return flat.view(np.dtype(dtype)).reshape(steps, *shape)
+
+
+def batch(node: Any, inline: list[bytes], ids: Callable[[int], bytes], rows: Rows, template: Any = None) -> Any:
+    """Return the batch whose stored form is `node`: leaves that are lists of sample ids are gathered from `rows`.
+
+    Named tuples take their types from `template`, a batch of the same structure, where there is one.
+    """
+    buffers: list[bytes] = list(inline)
+
+    def resolve(part: Any) -> Any:
+        if isinstance(part, list):
+            return [resolve(p) for p in part]
+        if not isinstance(part, dict):
+            return part
+        if part.get("$") == "rows":
+            buffers.append(rows(part["pool"], np.frombuffer(ids(part["i"]), np.uint32)))
+            return _gathered(part, len(buffers) - 1)
+        return {key: resolve(value) for key, value in part.items()}
+
+    try:
+        return values.decode(resolve(node), buffers.__getitem__, template)
+    except IndexError as error:
+        raise DamageError(f"a batch names a buffer that is not there: {error}") from None
+
+
+def _gathered(part: dict[str, Any], buffer: int) -> dict[str, Any]:
+    dtype = part.get("dtype") or part["pool"].partition("-")[0]
+    if part.get("as", "tensor") == "tensor":
+        facts = {"grad": part.get("grad", False), "device": part.get("device", "cpu")}
+        return {"$": "tensor", "b": buffer, "dtype": dtype, "shape": part["shape"], **facts}
+    return {"$": "array", "b": buffer, "dtype": np.dtype(dtype).str, "shape": part["shape"]}
+
+
+def split(data: bytes, sizes: Iterable[int]) -> list[bytes]:
+    """Return the buffers of `sizes` bytes that lie one after the other in `data`."""
+    parts, place = [], 0
+    for size in sizes:
+        parts.append(data[place : place + size])
+        place += size
+    return parts
+
+
+def row_bytes(dtype: str, shape: tuple[int, ...]) -> int:
+    """Bytes of one tensor of `dtype` (torch's name) and `shape`."""
+    return values._dtype(dtype).itemsize * math.prod(shape)

@@ -1,0 +1,279 @@
+"""The open segment of a trace: an append-only log of records, written by the training process and read by anyone.
+
+A tail file is `MAGIC` followed by records. A record is
+
+    header_len u32 | body_len u64 | sum of both u32 | sum of the header u64 | header (JSON, UTF-8) | body
+
+all little-endian; sums are xxh3_64, the first its lower half: a damaged length is told from a torn end. The header
+names its kind and the sections of the body in order:
+`"sections": [[name, nbytes, sum], ...]`, `sum` being the section's xxh3_64 in hex, or null where the header
+carries a stronger one (packed weights are proven by `hashes`). What the kinds mean is in FORMAT.md.
+
+Life cycle, as one can observe it: (1) the file exists and ends with its last whole record; (2) a killed process may
+leave a torn record at the end, which readers ignore; (3) when the next file of the session exists, or the session is
+over, the file never changes again, and ends with a roll or close record unless its process was killed; (4) once the
+segment sealed from it is committed the file is removed.
+
+Room: tracer. May touch: the file it is given, nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+import weakref
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import xxhash
+
+from tracer.errors import DamageError, NotATraceError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+MAGIC = b"REWINDT1"
+_PREFIX = struct.Struct("<IQIQ")
+_SUMS = struct.Struct("<IQ")
+_LENGTHS = struct.Struct("<IQ")
+_IOV_MAX = 1000
+_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, ensure_ascii=False).encode
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True)
+class Section:
+    """One named run of bytes in a record's body; `sum` is None where the header proves the bytes otherwise."""
+
+    name: str
+    nbytes: int
+    sum: str | None
+    offset: int
+
+
+@dataclass(frozen=True)
+class Record:
+    """A record of a tail: its header, where its sections lie, and the open file that holds them."""
+
+    path: Path
+    header: dict[str, Any]
+    sections: tuple[Section, ...]
+    end: int
+    source: OpenFile | None = None
+
+    @property
+    def kind(self) -> str:
+        return str(self.header["kind"])
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of section `name`; raise DamageError if they are not those that were written.
+
+        Raise KeyError where the record has no such section.
+        """
+        section = next((s for s in self.sections if s.name == name), None)
+        if section is None:
+            raise KeyError(name)
+        data = self._bytes(section)
+        if len(data) != section.nbytes or (section.sum is not None and xxhash.xxh3_64_hexdigest(data) != section.sum):
+            raise DamageError(
+                f"{self.path}: section {name!r} of a {self.kind} record is damaged",
+                step=self.header.get("step"),
+                path=self.path,
+            )
+        return data
+
+    def _bytes(self, section: Section) -> bytes:
+        if self.source is not None:
+            return os.pread(self.source.fd, section.nbytes, section.offset)
+        with open(self.path, "rb") as file:
+            file.seek(section.offset)
+            return file.read(section.nbytes)
+
+
+class TailWriter:
+    """Appends records to one tail file; a record is in the file completely or not at all."""
+
+    def __init__(self, path: Path) -> None:
+        """Create `path`, which must not exist. Raise OSError where the disk refuses."""
+        self.path = path
+        self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self.size = os.write(self._fd, MAGIC)
+        self._torn = False
+
+    def append(self, header: dict[str, Any], sections: Sequence[tuple[str, Sequence[Buffer], str | None]] = ()) -> int:
+        """Append one record and return its size in bytes.
+
+        A section is (name, buffers, sum): buffers are written one after the other; `sum` as in the module's docstring.
+        Raise OSError where the disk refuses; the file then ends where it ended before.
+        """
+        listed: list[tuple[str, int, str | None]] = []
+        buffers: list[Buffer] = [b"", b""]
+        total = 0
+        for name, parts, check in sections:
+            size = sum(map(len, parts))
+            listed.append((name, size, check))
+            buffers += parts
+            total += size
+        head = _encode({**header, "sections": listed}).encode()
+        lengths = _LENGTHS.pack(len(head), total)
+        prefix = lengths + _SUMS.pack(_sum_of(lengths), xxhash.xxh3_64_intdigest(head))
+        buffers[:2] = prefix, head
+        self._write(buffers, len(prefix) + len(head) + total)
+        return len(prefix) + len(head) + total
+
+    def _write(self, buffers: list[Buffer], expected: int) -> None:
+        if self._torn:
+            self._take_back()
+        try:
+            if len(buffers) <= _IOV_MAX and os.writev(self._fd, buffers) == expected:
+                self.size += expected
+                return
+            os.ftruncate(self._fd, self.size)
+            os.lseek(self._fd, self.size, os.SEEK_SET)
+            for buffer in buffers:
+                _write_all(self._fd, memoryview(buffer).cast("B"))
+            self.size += expected
+        except OSError:
+            self._torn = True
+            with contextlib.suppress(OSError):
+                self._take_back()
+            raise
+
+    def _take_back(self) -> None:
+        """Remove what was written of a record that the disk refused: nothing may be written behind it."""
+        os.ftruncate(self._fd, self.size)
+        os.lseek(self._fd, self.size, os.SEEK_SET)
+        self._torn = False
+
+    def stat(self) -> os.stat_result:
+        """What the open file is, wherever its name points by now."""
+        return os.fstat(self._fd)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)
+
+
+def sync(path: Path) -> None:
+    """Ask the disk to keep what was written to `path` (fdatasync)."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fdatasync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, view: memoryview) -> None:
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def checksum(buffers: Sequence[Buffer]) -> str:
+    """xxh3_64 of the buffers one after the other, in hex."""
+    digest = xxhash.xxh3_64()
+    for buffer in buffers:
+        digest.update(buffer)
+    return digest.hexdigest()
+
+
+def read_tail(path: Path, offset: int = 0) -> Iterator[Record]:
+    """Yield the whole records of `path` from byte `offset` (0, or the `end` of a record read before).
+
+    Stops at a torn record at the end of the file. Raises DamageError where a header in the middle is not what was
+    written, NotATraceError where the file is no tail.
+    """
+    for record in _records(path, OpenFile(path), offset):
+        yield replace(record, source=None)
+
+
+class OpenFile:
+    """A file held open for reading, for as long as anything refers to it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`. Raise FileNotFoundError."""
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.close = weakref.finalize(self, os.close, self.fd)
+
+    @property
+    def size(self) -> int:
+        """The size of the file now."""
+        return os.fstat(self.fd).st_size
+
+
+class TailReader:
+    """Reads a tail as it grows; the file is held open, so what was seen stays readable when it is removed."""
+
+    def __init__(self, path: Path) -> None:
+        """Open `path`. Raise FileNotFoundError where it is gone: it has been sealed."""
+        self.path = path
+        self._file = OpenFile(path)
+        self._offset = 0
+        self.last_kind: str | None = None
+
+    def new_records(self) -> Iterator[Record]:
+        """Yield the records that became whole since the last call. Raise DamageError, NotATraceError as `read_tail`."""
+        for record in _records(self.path, self._file, self._offset):
+            self._offset = record.end
+            self.last_kind = record.kind
+            yield record
+
+    @property
+    def torn_bytes(self) -> int:
+        """How many bytes follow the last whole record that was read."""
+        return self._file.size - self._offset
+
+    def close(self) -> None:
+        """Close the file; records read before can be read no more."""
+        self._file.close()
+
+
+def _records(path: Path, file: OpenFile, offset: int) -> Iterator[Record]:
+    fd, size = file.fd, file.size
+    if offset == 0:
+        if size < len(MAGIC):
+            return
+        if os.pread(fd, len(MAGIC), 0) != MAGIC:
+            raise NotATraceError(f"{path}: not a tail of a Rewind trace", path=path)
+        offset = len(MAGIC)
+    while (found := _header(path, fd, offset, size)) is not None:
+        head, body = found
+        record = _record(path, head, body, file)
+        if record.end > size:
+            return
+        offset = record.end
+        yield record
+
+
+def _header(path: Path, fd: int, offset: int, size: int) -> tuple[bytes, int] | None:
+    """Return the header at byte `offset` and where its body begins; None at the end, torn or not."""
+    start = offset + _PREFIX.size
+    if start > size:
+        return None
+    prefix = os.pread(fd, _PREFIX.size, offset)
+    head_len, _, lengths_sum, check = _PREFIX.unpack(prefix)
+    if not any(prefix) and not any(os.pread(fd, size - offset, offset)):
+        return None  # a power cut leaves zeros where bytes had not reached the disk
+    whole = _sum_of(prefix[: _LENGTHS.size]) == lengths_sum
+    if whole and start + head_len > size:
+        return None
+    head = os.pread(fd, head_len, start) if whole else b""
+    if not whole or xxhash.xxh3_64_intdigest(head) != check:
+        raise DamageError(f"{path}: the record at byte {offset} is damaged", path=path)
+    return head, start + head_len
+
+
+def _sum_of(lengths: bytes) -> int:
+    return xxhash.xxh3_64_intdigest(lengths) & 0xFFFFFFFF
+
+
+def _record(path: Path, head: bytes, body: int, source: OpenFile) -> Record:
+    header = json.loads(head)
+    sections = []
+    for name, nbytes, check in header.pop("sections"):
+        sections.append(Section(name, nbytes, check, body))
+        body += nbytes
+    return Record(path, header, tuple(sections), body, source)

@@ -1,0 +1,294 @@
+"""Python values as JSON plus buffers, and back: the one encoding for keyframes, batches and loop variables.
+
+JSON's own types stand for themselves (floats included, NaN and infinities as Python's json writes them). Everything else is
+an object with one key `$`, its kind:
+
+    {"$": "tensor", "b": i, "dtype": "float32", "shape": [..], "grad": bool, "device": "cpu"}   buffer i, C order, native bytes
+    {"$": "array", "b": i, "dtype": "<f8", "shape": [..]}          a NumPy array
+    {"$": "scalar", "b": i, "dtype": "<f8"}                        a NumPy scalar
+    {"$": "bytes", "b": i}   {"$": "float", "bits": "7ff8.."}      bytes; a float that JSON would not give back bit for bit
+    {"$": "tuple" | "set" | "frozenset" | "deque", "v": [..]}      deque also has "maxlen"
+    {"$": "named", "type": "m.Batch", "v": [..]}                   a named tuple, rebuilt from a template
+    {"$": "dict", "v": [[key, value], ..]}                         every mapping
+    {"$": "complex", "v": [re, im]}   {"$": "dtype", "v": "float32"}   {"$": "device", "v": "cpu"}   {"$": "size", "v": [..]}
+    {"$": "slice", "v": [start, stop, step]}
+    {"$": "opaque", "type": "module.Name"}                         could not be recorded; decoding raises OpaqueValueError
+
+Nothing is ever pickled, and decoding runs no code of the trace.
+Room: tracer. May touch: its arguments only.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import struct
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from tracer.errors import DamageError, MissingDataError
+
+Json = Any
+Reader = Callable[[int], bytes]
+Leaf = Callable[[Any], Json | None]
+_JSON_TYPES = (bool, int, str, type(None))
+_SENSELESS = (LookupError, TypeError, ValueError, RuntimeError, struct.error, OverflowError)
+"""What decoding raises where a node is not one that was encoded; RecursionError is a RuntimeError."""
+_QUIET_NAN = struct.pack("<d", float("nan"))
+_SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+
+
+@dataclass(frozen=True)
+class _Sink:
+    buffers: list[bytes | memoryview]
+    opaque: list[str] | None
+    leaf: Leaf | None
+
+
+class OpaqueValueError(MissingDataError):
+    """A value was met that could not be recorded, only named."""
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return the elements of `tensor` (any strided dtype, any device) as bytes in C order; a view where it can be one."""
+    flat = tensor.detach()
+    if flat.dtype is torch.float32 and not flat.is_neg() and flat.device.type == "cpu" and flat.is_contiguous():
+        return memoryview(flat.numpy()).cast("B") if flat.numel() else memoryview(b"")  # the usual case, the short way
+    if flat.is_conj() or flat.is_neg():
+        flat = flat.resolve_conj().resolve_neg()
+    flat = flat.cpu().contiguous().reshape(-1)
+    if flat.numel() == 0:
+        return memoryview(b"")
+    return memoryview(flat.view(torch.uint8).numpy())
+
+
+def bytes_tensor(data: bytes, dtype: str, shape: list[int] | tuple[int, ...]) -> torch.Tensor:
+    """Return the tensor of `dtype` (torch's own name, `float32`) and `shape` whose bytes are `data`; it owns its memory."""
+    kind = _dtype(dtype)
+    if not data:
+        if math.prod(shape):
+            raise DamageError(f"a tensor of shape {list(shape)} has no bytes")
+        return torch.empty(tuple(shape), dtype=kind)
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8).view(kind).reshape(tuple(shape))
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`torch.float32` -> `float32`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def _dtype(name: str) -> torch.dtype:
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise DamageError(f"{name!r} is no dtype of torch")
+    return dtype
+
+
+def encode(
+    value: Any, buffers: list[bytes | memoryview], *, opaque: list[str] | None = None, leaf: Leaf | None = None
+) -> Json:
+    """Return `value` as JSON; what is bytes goes to the end of `buffers`.
+
+    Types that cannot be recorded become `opaque` nodes; their names are appended to `opaque` where it is given. `leaf` is asked
+    first for each tensor and array: the node that it returns, unless None, stands for it.
+    """
+    return _encode(value, _Sink(buffers, opaque, leaf))
+
+
+def _encode(value: Any, sink: _Sink) -> Json:
+    kind = type(value)
+    if kind in _JSON_TYPES:
+        return value
+    if kind is float:
+        return _encode_float(value)
+    if kind is list:
+        return [_encode(v, sink) for v in value]
+    for base, encoder in _ENCODERS:
+        if isinstance(value, base):
+            node = encoder(value, sink)
+            if node is not None:
+                return node
+    name = f"{kind.__module__}.{kind.__qualname__}"
+    if sink.opaque is not None:
+        sink.opaque.append(name)
+    return {"$": "opaque", "type": name}
+
+
+def _encode_float(value: float) -> Json:
+    bits = struct.pack("<d", value)
+    if math.isnan(value) and bits != _QUIET_NAN:
+        return {"$": "float", "bits": bits.hex()}
+    return value
+
+
+def _encode_tensor(value: torch.Tensor, sink: _Sink) -> Json:
+    if sink.leaf is not None and (node := sink.leaf(value)) is not None:
+        return node
+    if value.layout is not torch.strided or value.is_quantized or value.is_meta:
+        return _encode_sparse(value, sink) if value.layout is torch.sparse_coo else None
+    sink.buffers.append(tensor_bytes(value))
+    return {
+        "$": "tensor",
+        "b": len(sink.buffers) - 1,
+        "dtype": dtype_name(value.dtype),
+        "shape": list(value.shape),
+        "grad": bool(value.requires_grad),
+        "device": str(value.device),
+    }
+
+
+def _encode_sparse(value: torch.Tensor, sink: _Sink) -> Json:
+    value = value.detach()
+    parts = [_encode_tensor(part, sink) for part in (value._indices(), value._values())]
+    return {"$": "sparse", "v": parts, "shape": list(value.shape), "coalesced": value.is_coalesced()}
+
+
+def _encode_array(value: np.ndarray, sink: _Sink) -> Json:
+    if value.dtype.hasobject or value.dtype.names is not None:
+        return None
+    if sink.leaf is not None and (node := sink.leaf(value)) is not None:
+        return node
+    sink.buffers.append(np.ascontiguousarray(value).reshape(-1).tobytes())
+    return {"$": "array", "b": len(sink.buffers) - 1, "dtype": value.dtype.str, "shape": list(value.shape)}
+
+
+def _encode_scalar(value: np.generic, sink: _Sink) -> Json:
+    if value.dtype.hasobject or value.dtype.names is not None:
+        return None
+    sink.buffers.append(value.tobytes())
+    return {"$": "scalar", "b": len(sink.buffers) - 1, "dtype": value.dtype.str}
+
+
+def _encode_bytes(value: bytes | bytearray, sink: _Sink) -> Json:
+    sink.buffers.append(bytes(value))
+    return {"$": "bytes", "b": len(sink.buffers) - 1}
+
+
+def _encode_tuple(value: tuple, sink: _Sink) -> Json:
+    items = [_encode(v, sink) for v in value]
+    if type(value) is tuple:
+        return {"$": "tuple", "v": items}
+    if hasattr(value, "_fields"):
+        return {"$": "named", "type": f"{type(value).__module__}.{type(value).__qualname__}", "v": items}
+    return None
+
+
+def _encode_deque(value: deque, sink: _Sink) -> Json:
+    return {"$": "deque", "v": [_encode(v, sink) for v in value], "maxlen": value.maxlen}
+
+
+def _encode_set(value: set | frozenset, sink: _Sink) -> Json:
+    kind = "set" if isinstance(value, set) else "frozenset"
+    return {"$": kind, "v": [_encode(v, sink) for v in value]}
+
+
+def _encode_mapping(value: Mapping, sink: _Sink) -> Json:
+    items = [[_encode(k, sink), _encode(v, sink)] for k, v in value.items()]
+    return {"$": "dict", "v": items}
+
+
+_ENCODERS: tuple[tuple[Any, Callable], ...] = (
+    (torch.Tensor, _encode_tensor),
+    (np.ndarray, _encode_array),
+    (np.generic, _encode_scalar),
+    (torch.Size, lambda v, sink: {"$": "size", "v": list(v)}),
+    (tuple, _encode_tuple),
+    ((dict, OrderedDict), _encode_mapping),
+    (deque, _encode_deque),
+    ((set, frozenset), _encode_set),
+    ((bytes, bytearray), _encode_bytes),
+    (complex, lambda v, sink: {"$": "complex", "v": [v.real, v.imag]}),
+    (torch.dtype, lambda v, sink: {"$": "dtype", "v": dtype_name(v)}),
+    (torch.device, lambda v, sink: {"$": "device", "v": str(v)}),
+    (
+        slice,
+        lambda v, sink: {"$": "slice", "v": [_encode(x, sink) for x in (v.start, v.stop, v.step)]},
+    ),
+)
+
+
+def decode(node: Json, read: Reader, template: Any = None) -> Any:
+    """Return the value of `node`; `read(i)` gives the bytes of buffer i.
+
+    `template` is a value of the same structure, if there is one: named tuples and dicts of a kind of their own take their
+    type from it (without it they come back as plain tuples and dicts). Raise OpaqueValueError at an opaque node, DamageError
+    where `node` is none that `encode` makes.
+    """
+    try:
+        return _decode(node, read, template)
+    except _SENSELESS as error:
+        raise DamageError(f"a value of the trace makes no sense: {type(error).__name__}: {error}") from None
+
+
+def _decode(node: Json, read: Reader, template: Any = None) -> Any:
+    if not isinstance(node, dict):
+        if isinstance(node, list):
+            return [_decode(v, read, _item(template, i)) for i, v in enumerate(node)]
+        return node
+    kind = node["$"]
+    if kind == "opaque":
+        raise OpaqueValueError(f"a {node['type']} was not recorded: it has no state that can be stored safely")
+    if kind in ("dict", "named", "tuple", "set", "frozenset", "deque"):
+        return _decode_container(kind, node, read, template)
+    return _decode_leaf(kind, node, read)
+
+
+def _item(template: Any, index: int) -> Any:
+    if isinstance(template, (list, tuple)) and index < len(template):
+        return template[index]
+    return None
+
+
+def _decode_container(kind: str, node: Json, read: Reader, template: Any) -> Any:
+    if kind == "dict":
+        pairs = [(_decode(k, read), v) for k, v in node["v"]]
+        inner = template if isinstance(template, Mapping) else {}
+        return _like(template, {k: _decode(v, read, inner.get(k)) for k, v in pairs})
+    items = [_decode(v, read, _item(template, i)) for i, v in enumerate(node["v"])]
+    if kind == "deque":
+        return deque(items, maxlen=node["maxlen"])
+    if kind == "named":
+        return type(template)._make(items) if hasattr(template, "_make") else tuple(items)
+    return _SEQUENCES[kind](items)
+
+
+def _like(template: Any, found: dict[Any, Any]) -> dict[Any, Any]:
+    """Return `found` as the template's own kind of dict: with its default factory, say."""
+    if not isinstance(template, dict) or type(template) is dict:
+        return found
+    made = copy.copy(template)
+    made.clear()
+    made.update(found)
+    return made
+
+
+def _decode_leaf(kind: str, node: Json, read: Reader) -> Any:
+    if kind == "tensor":
+        tensor = bytes_tensor(read(node["b"]), node["dtype"], node["shape"])
+        return tensor.to(node["device"]) if node["device"] != "cpu" else tensor
+    if kind == "sparse":
+        indices, values = (_decode_leaf("tensor", part, read) for part in node["v"])
+        size, coalesced = node["shape"], node["coalesced"]
+        return torch.sparse_coo_tensor(indices, values, size, is_coalesced=coalesced, check_invariants=True)
+    if kind in ("array", "scalar"):
+        array = np.frombuffer(bytearray(read(node["b"])), dtype=np.dtype(node["dtype"]))
+        return array.reshape(node["shape"]) if kind == "array" else array[0]
+    if kind == "bytes":
+        return read(node["b"])
+    if kind == "slice":
+        return slice(*(_decode(v, read) for v in node["v"]))
+    return _DECODERS[kind](node)
+
+
+_DECODERS: dict[str, Callable[[Json], Any]] = {
+    "float": lambda n: struct.unpack("<d", bytes.fromhex(n["bits"]))[0],
+    "complex": lambda n: complex(*n["v"]),
+    "dtype": lambda n: _dtype(n["v"]),
+    "device": lambda n: torch.device(n["v"]),
+    "size": lambda n: torch.Size(n["v"]),
+}

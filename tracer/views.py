@@ -1,0 +1,136 @@
+"""The views that users query, as SQL, and the small tables of facts that they stand on.
+
+Over the base views `_steps`, `_features`, ... (all rows that were ever recorded) stand `steps`, `features`, ... without
+what a later session superseded. They are the same in memory and in index.duckdb.
+Room: tracer. Pure.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from tracer import tables
+
+if TYPE_CHECKING:
+    from tracer.chain import Chain
+
+VIEWS = (
+    "steps",
+    "all_steps",
+    "metrics",
+    "features",
+    "captures",
+    "keyframes",
+    "sessions",
+    "epochs",
+    "events",
+    "branches",
+)
+BASE_COLUMNS = tuple(tables.SCHEMAS["steps"].names)
+_SESSIONS = pa.schema(
+    {
+        "session": pa.int32(),
+        "started": pa.float64(),
+        "ended": pa.float64(),
+        "first_step": pa.int64(),
+        "status": pa.string(),
+        "host": pa.string(),
+        "pid": pa.int64(),
+        "note": pa.string(),
+        "cut": pa.int64(),
+    }
+)
+_BRANCHES = pa.schema({"trace": pa.string(), "parent": pa.string(), "at_step": pa.int64(), "change": pa.string()})
+
+
+def view_statements(scalars: list[str], names: dict[str, str]) -> list[str]:
+    """The views that users see, over `_steps` and its like."""
+    return [
+        "CREATE OR REPLACE VIEW _verdicts AS "
+        "SELECT step, arg_max(verdict, generation) AS verdict FROM verdicts_known GROUP BY step",
+        "CREATE OR REPLACE VIEW all_steps AS "
+        "SELECT s.*, v.verdict, coalesce(s.step >= k.cut, false) AS superseded "
+        "FROM _steps s LEFT JOIN sessions_known k USING (session) "
+        "LEFT JOIN _verdicts v ON v.step = s.step AND coalesce(s.step < k.cut, true)",
+        "CREATE OR REPLACE VIEW steps AS SELECT * EXCLUDE (superseded) FROM all_steps WHERE NOT superseded",
+        "CREATE OR REPLACE VIEW _hindsight AS SELECT step, name, arg_max(value, generation) AS value, source "
+        "FROM hindsight_known WHERE value IS NOT NULL GROUP BY step, name, source",
+        _metrics_view(scalars, names),
+        *(_current(name) for name in ("features", "captures", "keyframes", "events")),
+        _epochs_view(scalars),
+        "CREATE OR REPLACE VIEW sessions AS SELECT k.session, k.started, k.ended, k.first_step, "
+        "l.last_step, k.status, k.host, k.pid, k.note FROM sessions_known k LEFT JOIN "
+        "(SELECT session, max(step) AS last_step FROM _steps GROUP BY session) l USING (session) ORDER BY k.session",
+        "CREATE OR REPLACE VIEW branches AS SELECT * FROM branches_known",
+    ]
+
+
+def _current(name: str) -> str:
+    """A view without the rows that a later session superseded."""
+    return (
+        f"CREATE OR REPLACE VIEW {name} AS SELECT t.* FROM _{name} t LEFT JOIN sessions_known k USING (session) "
+        "WHERE coalesce(t.step < k.cut, true)"
+    )
+
+
+def _metrics_view(scalars: list[str], names: dict[str, str]) -> str:
+    parts = [
+        f"SELECT step, {quoted(names.get(c, c))} AS name, CAST({name(c)} AS DOUBLE) AS value, "
+        f"{quoted('recorded' if c in tables.RECORDED else 'logged')} AS source FROM steps WHERE {name(c)} IS NOT NULL"
+        for c in (*tables.RECORDED, *scalars)
+    ]
+    parts.append("SELECT step, name, value, source FROM _hindsight")
+    return f"CREATE OR REPLACE VIEW metrics AS {' UNION ALL '.join(parts)}"
+
+
+def _epochs_view(scalars: list[str]) -> str:
+    """Both means of an epoch: that of the batch means, and that of the samples, for which a short batch weighs less."""
+    means = []
+    for column in ("loss", *scalars):
+        value = f"s.{name(column)}"
+        weighted = f"sum({value} * s.batch_size) FILTER (WHERE {value} IS NOT NULL)"
+        weight = f"sum(s.batch_size) FILTER (WHERE {value} IS NOT NULL)"
+        means.append(f"avg({value}) AS {name(column + '_batch_mean')}")
+        means.append(f"{weighted} / {weight} AS {name(column + '_sample_mean')}")
+    return (
+        f"CREATE OR REPLACE VIEW epochs AS SELECT e.*, m.* EXCLUDE (session, first_step) FROM _epochs e "
+        f"LEFT JOIN (SELECT e.session, e.first_step, {', '.join(means)} FROM steps s JOIN _epochs e "
+        "ON s.session = e.session AND s.epoch IS NOT DISTINCT FROM e.epoch "
+        "AND s.step BETWEEN e.first_step AND e.last_step GROUP BY ALL) m "
+        "ON m.session = e.session AND m.first_step = e.first_step "
+        "LEFT JOIN sessions_known k ON k.session = e.session "
+        "WHERE coalesce(e.first_step < k.cut, true) ORDER BY e.session, e.first_step"
+    )
+
+
+def session_table(chain: Chain) -> pa.Table:
+    """The sessions, and the step from which on each is superseded (`cut`)."""
+    cuts = chain.cuts
+    known = chain.manifest.sessions
+    rows = [
+        (s.session, s.started, s.ended, s.first_step, s.status, s.host, s.pid, s.note, cuts.get(s.session))
+        for s in known
+    ]
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(_SESSIONS)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, _SESSIONS, strict=True)], schema=_SESSIONS)
+
+
+def branch_table(chain: Chain) -> pa.Table:
+    """Where this trace branched off, if it did."""
+    parent = chain.manifest.parent
+    row = [] if parent is None else [(str(chain.path), parent.trace, parent.at_step, json.dumps(parent.change))]
+    columns = list(zip(*row, strict=True)) if row else [()] * len(_BRANCHES)
+    return pa.table([pa.array(c, f.type) for c, f in zip(columns, _BRANCHES, strict=True)], schema=_BRANCHES)
+
+
+def quoted(text: str) -> str:
+    """`text` as a literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def name(column: str) -> str:
+    """`column` as an identifier."""
+    return '"' + column.replace('"', '""') + '"'
