@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from hmac import compare_digest
@@ -25,6 +26,7 @@ from tornado.web import HTTPError, RequestHandler
 from analysis.similarity import off_diagonal_stats
 from apps.exports import FORMATS, encode
 from apps.openapi import document
+from apps.pilot import lacks, peeked
 from apps.terminal import jsonable
 from tracer.errors import (
     ControlError,
@@ -136,6 +138,18 @@ class Guarded(RequestHandler):
         run = self.runs.open(self.get_query_argument("run", self.runs.names[0]))
         if is_live(run):
             run.refresh()
+        return run
+
+    async def run_in_full(self) -> Recorded:
+        """The run of `?run=`; what the trace lacks of a paused run's last step is asked of its process, once."""
+        run = self.run_asked()
+        if not run.empty and not run.took(run.last) and run.trace.status()["status"] == "paused":
+            step, lacking = run.last, lacks(run, run.last)
+            ask = partial(peeked, self.runs.steering, run.trace.path, step, lacking)
+            with suppress(ControlError, UsageError):  # It has gone on meanwhile: its trace is all there is.
+                found = await IOLoop.current().run_in_executor(None, ask) if lacking else None
+                if found is not None and not found.too_large:
+                    run.take(found)
         return run
 
     async def steer(self, run: Recorded, verb: Callable[[Path], Any]) -> None:
@@ -313,9 +327,9 @@ def state_of(run: Recorded, k: int) -> dict[str, Any]:
 class BatchOf(Guarded):
     """GET /debug/batch."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """The batch of a step: labels, values per sample, and the pixels 0..255 unless `images=false`."""
-        run = self.run_asked()
+        run = await self.run_in_full()
         k = self.step_asked(run)
         batch = run.batch(k)
         wanted = self.get_query_argument("images", "true")
@@ -339,20 +353,20 @@ class BatchOf(Guarded):
 class Keys(Guarded):
     """GET /debug/step_data/keys."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """What was captured at a step."""
-        run = self.run_asked()
+        run = await self.run_in_full()
         k = self.step_asked(run)
-        captures = run.trace.record(k).get("captures", [])
+        captures = run.captured(k)
         self.answer({"step": k, "keys": [c["key"] for c in captures], "captures": captures})
 
 
 class StepData(Guarded):
     """GET /debug/step_data/{key}."""
 
-    def get(self, key: str) -> None:
+    async def get(self, key: str) -> None:
         """One capture."""
-        run = self.run_asked()
+        run = await self.run_in_full()
         k = self.step_asked(run)
         value = run.capture(key, k)
         facts = {"step": k, "key": key, "dtype": value.dtype.name, "shape": list(value.shape)}
@@ -362,9 +376,9 @@ class StepData(Guarded):
 class Force(Guarded):
     """GET /debug/step_data/force_detail?feature=."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """The four pictures of one feature, [F] each, their norms, and the cosine of the two forces."""
-        run = self.run_asked()
+        run = await self.run_in_full()
         k, layer, feature = self.step_asked(run), self.layer_asked(run), self.integer("feature")
         found = run.force_detail(layer, k, feature)
         parts = {n: getattr(found, n) for n in ("weight", "grad_delta", "som_delta", "combined")}
@@ -376,9 +390,9 @@ class Force(Guarded):
 class Cosine(Guarded):
     """GET /debug/cosine_matrix?source=."""
 
-    def get(self) -> None:
+    async def get(self) -> None:
         """The pairwise cosines of a source at a step; what is there is in /debug/state's `sources`."""
-        run = self.run_asked()
+        run = await self.run_in_full()
         k = self.step_asked(run)
         source = self.get_query_argument("source", None)
         if source is None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from apps.terminal import as_json, jsonable, print_facts
+from apps.terminal import as_json, jsonable, print_facts, print_json, print_table
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 _trace = click.argument("trace", type=click.Path(path_type=Path))
 _OVER = ("finished", "failed", "terminated", "crashed")
 _SECOND = 1.0
+PEEKED = ("batch", "weights", "grads", "captures")
 
 
 @click.command()
@@ -170,4 +171,60 @@ def _tell(trace: Path, verb: Callable[[Control], dict[str, Any]], *, as_json: bo
     sys.stdout.write(f"{state['status']}, {at}{changes}\n")
 
 
-VERBS = (status, pause, step, resume, set_, stop)
+@click.command()
+@_trace
+@click.argument("what", type=click.Choice(PEEKED), required=False)
+@click.option("--out", "-o", type=click.Path(path_type=Path), help="Write the arrays of WHAT to this NPZ file.")
+@as_json
+def peek(trace: Path, *, what: str | None, out: Path | None, as_json: bool) -> None:
+    """Say what the paused run of TRACE holds of its last step, at full detail whatever it records. # S4.1
+
+    WHAT is batch, weights, grads or captures; with --out its arrays are written as NPZ.
+    """
+    from tracer.control import Control
+
+    if out is not None and what is None:
+        raise click.UsageError(f"say what to write to {out}: {', '.join(PEEKED)}")
+    with Control(trace) as run:
+        known = run.keys()
+        batch = _batch(run, trace) if what in (None, "batch") else {}
+        known["batch"] = [{"name": n, "dtype": _dtype(v), "shape": list(v.shape)} for n, v in batch.items()]
+        if out is not None and what is not None:
+            _write_arrays(out, batch if what == "batch" else run.peek(what))
+    rows = [{"what": kind, **entry} for kind in PEEKED if what in (None, kind) for entry in known[kind]]
+    if as_json:
+        print_json(rows)
+        return
+    print_table(("what", "name", "dtype", "shape"), [[r["what"], r["name"], r["dtype"], r["shape"]] for r in rows])
+
+
+def _batch(run: Control, trace: Path) -> dict[str, Any]:
+    """The arrays of the paused step's batch: from its trace where that keeps batches, else from the process."""
+    from tracer import open_trace
+    from tracer.errors import MissingDataError
+    from tracer.fed import leaves
+
+    with open_trace(trace) as opened:
+        try:
+            return dict(leaves(opened.batch(opened.steps - 1)))
+        except MissingDataError:
+            return run.peek("batch")
+
+
+def _dtype(value: Any) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _write_arrays(out: Path, arrays: dict[str, Any]) -> None:
+    import numpy as np
+
+    from apps.pictures import plain
+
+    try:
+        with open(out, "wb") as file:
+            np.savez(file, **{name: np.asarray(plain(value)) for name, value in arrays.items()})
+    except OSError as error:
+        raise click.UsageError(f"cannot write {out}: {error.strerror}") from None
+
+
+VERBS = (status, pause, step, resume, set_, stop, peek)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from tracer.errors import RewindError
+from tracer.errors import MissingDataError, RewindError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +40,8 @@ class Peeked:
     grads: dict[str, Any] = field(default_factory=dict)
     captures: dict[str, Any] = field(default_factory=dict)
     dims: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
+    batch: Any = None
+    """Nested as the loop got it; None where the trace has it; MissingDataError where nobody has."""
     too_large: int = 0
     """Bytes, where there was too much to ask for: then nothing else is there."""
 
@@ -116,7 +118,7 @@ class Pilot:
 
 
 def lacks(run: Recorded, step: int) -> list[str]:
-    """Which of weights, grads and captures the trace may lack of `step`."""
+    """Which of weights, grads, captures and batch the trace may lack of `step`."""
     if run.empty:
         return []
     found = [] if run.trace.has_state(step + 1) else ["weights"]
@@ -124,6 +126,7 @@ def lacks(run: Recorded, step: int) -> list[str]:
         run.trace.grads(step)
     except RewindError:
         found.append("grads")
+    found += ["batch"] if run.trace.record(step).get("batch") is None else []
     return [*found, *(["captures"] if run.trace.manifest.detail != "full" else [])]
 
 
@@ -135,11 +138,20 @@ def peeked(steering: Steering, path: Path, step: int, what: list[str]) -> Peeked
     size = sum(_nbytes(entry) for found in keys.values() for entry in found)
     if size > MOST_BYTES:
         return Peeked(step, too_large=size)
-    parts = {name: steering.peek(path, name) for name, found in keys.items() if found}
+    parts = {name: steering.peek(path, name) for name, found in keys.items() if found and name != "batch"}
+    if "batch" in what:
+        parts["batch"] = _batch(steering, path)
     if steering.state(path)["step"] != step + 1:
         return None
     dims = {e["name"]: tuple(e["dims"]) if e.get("dims") else None for e in keys.get("captures", ())}
     return Peeked(step, **parts, dims=dims)
+
+
+def _batch(steering: Steering, path: Path) -> Any:
+    try:
+        return steering.batch(path)
+    except MissingDataError as error:
+        return error
 
 
 def _nbytes(entry: dict[str, Any]) -> int:

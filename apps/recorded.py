@@ -6,7 +6,6 @@ Room: apps. May touch: reads the trace it is given, through its public face; kee
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +16,8 @@ from analysis.similarity import cosine_matrix, off_diagonal_stats
 from analysis.trajectories import died_at
 from apps import normalize
 from apps.pictures import Batch, plain, shown_batch
-from tracer.errors import MissingDataError, NameUnknownError, RewindError, StepError
+from apps.scalars import Scalars, numbers
+from tracer.errors import MissingDataError, NameUnknownError
 from tracer.trace import open_trace
 
 if TYPE_CHECKING:
@@ -36,34 +36,15 @@ _KEPT_BATCHES = 16
 _KEPT_ARRAYS = 8
 _KEPT_PEEKS = 2
 _KEPT_BYTES = 512 << 20
-# One question, since each would first take in what a live run wrote meanwhile. A capture without a value for a step is
-# NULL and no NaN: only what the run itself gave is marked.
-_MARKS = """
-select 'epoch', first_step from epochs where first_step is not null
-union all select distinct 'event', step from events where step is not null
-union all (select 'nan', step from steps where not isfinite(loss) order by step limit 500)
-"""
 LEADING = ("win_rate", "grad_magnitude", "som_magnitude", "feature_novelty", "effective_win", "gradient_weight")
 
 
-@dataclass(frozen=True)
-class Marks:
-    """The steps that the scrubber marks."""
-
-    keyframes: list[int]
-    epochs: list[int]
-    sessions: list[int]
-    nan: list[int]
-    events: list[int]
-
-
-class Recorded:
+class Recorded(Scalars):
     """A trace with what a viewer asks of it. Steps are those of the trace: `first` to `last`, both included."""
 
     def __init__(self, trace: Trace, name: str = "") -> None:
         """`name` is what the run is called in the app and the API."""
-        self.trace = trace
-        self.name = name or trace.path.name
+        super().__init__(trace, name)
         self._again: dict[int, dict[str, Any]] = {}
         self._peeked: dict[int, Peeked] = {}
         self._batches: dict[int, Batch] = {}
@@ -78,97 +59,32 @@ class Recorded:
     def refresh(self) -> None:
         """Take in what a live run has written since it was opened, or last refreshed."""
         self.trace.refresh()
-        for name, made in vars(type(self)).items():
-            if isinstance(made, cached_property):
-                self.__dict__.pop(name, None)
+        for kind in type(self).__mro__:
+            for name, made in vars(kind).items():
+                if isinstance(made, cached_property):
+                    self.__dict__.pop(name, None)
         self._made.clear()
-
-    # -- steps ---------------------------------------------------------------------------------------------------------
-
-    @property
-    def first(self) -> int:
-        """The first step."""
-        return self.trace.first_step
-
-    @property
-    def last(self) -> int:
-        """The last step; `first` for an empty trace."""
-        return max(self.trace.first_step, self.trace.steps - 1)
-
-    @property
-    def empty(self) -> bool:
-        """Whether there is no step at all."""
-        return self.trace.steps <= self.trace.first_step
-
-    def check(self, k: int) -> int:
-        """Return `k`. Raise StepError where it is no step of the trace."""
-        if self.empty or not self.first <= k <= self.last:
-            there = "none" if self.empty else f"{self.first} to {self.last}"
-            raise StepError(f"no step {k}; there are: {there}", step=k)
-        return k
-
-    @cached_property
-    def scalars(self) -> dict[str, NDArray[np.float64]]:
-        """Every numeric column of `steps`, float64 [T] (NULL is NaN: see `given`), `step` among them."""
-        return {name: _numbers(values) for name, values in self._columns.items() if _is_numeric(values)}
-
-    @cached_property
-    def _columns(self) -> dict[str, Any]:
-        return self.trace.sql("select * from steps order by step").fetchnumpy()
-
-    def given(self, name: str) -> NDArray[np.bool_]:
-        """Which steps have a value of this scalar, be it NaN, bool [T]: a program need not log it at every step."""
-        return ~np.ma.getmaskarray(self._columns[name])
-
-    @property
-    def series_names(self) -> list[str]:
-        """The scalars worth a chart: those that are no bookkeeping and have a value somewhere."""
-        skip = {"step", "session", "epoch", "batch_index", "batch_size", "time"}
-        return [n for n, v in self.scalars.items() if n not in skip and not np.isnan(v).all()] + [
-            n for n in ("loss",) if n in self.scalars and np.isnan(self.scalars[n]).all()
-        ]
-
-    def scalars_at(self, k: int) -> dict[str, float]:
-        """The scalars of step `k`; empty where the step has no row, the record's own where it came just now."""
-        steps = self.scalars.get("step", np.empty(0))
-        place = int(np.searchsorted(steps, k))
-        if place >= len(steps) and not self.empty and k <= self.last:
-            return self._just_recorded(k)
-        if place >= len(steps) or steps[place] != k:
-            return {}
-        return {name: float(values[place]) for name, values in self.scalars.items()}
-
-    def _just_recorded(self, k: int) -> dict[str, float]:
-        """Of a step that a live run made since the figures were read: what its record says."""
-        try:
-            header = self.trace.record(k)
-        except RewindError:
-            return {}
-        known = {n: header.get(n) for n in ("step", "epoch", "loss", "lr", "grad_norm", "duration")}
-        return {name: float(value) for name, value in known.items() if value is not None}
-
-    @cached_property
-    def marks(self) -> Marks:
-        """Where the scrubber has marks."""
-        found = self.trace.sql(_MARKS).fetchall()
-        kinds = {kind: sorted(int(k) for of, k in found if of == kind) for kind in ("epoch", "event", "nan")}
-        return Marks(
-            keyframes=list(self.trace.keyframes),
-            epochs=kinds["epoch"],
-            sessions=[s.first_step for s in self.trace.sessions[1:]],
-            nan=kinds["nan"],
-            events=kinds["event"],
-        )
 
     # -- the batch -----------------------------------------------------------------------------------------------------
 
     def batch(self, k: int) -> Batch:
         """The batch of step `k` as it can be shown. Raise MissingDataError, StepError, DamageError."""
         if k not in self._batches:
-            self._batches[k] = shown_batch(self.trace.batch(self.check(k)), self._normalize)
+            self._batches[k] = shown_batch(self._batch(self.check(k)), self._normalize)
             while len(self._batches) > _KEPT_BATCHES:
                 del self._batches[next(iter(self._batches))]
         return self._batches[k]
+
+    def _batch(self, k: int) -> Any:
+        try:
+            return self.trace.batch(k)
+        except MissingDataError:
+            known = self._peeked[k].batch if k in self._peeked else None
+            if known is None:
+                raise
+            if isinstance(known, MissingDataError):
+                raise known from None
+            return known
 
     @cached_property
     def _normalize(self) -> Normalize | None:
@@ -255,7 +171,7 @@ class Recorded:
             raise NameUnknownError(f"no per-feature capture {layer}/{metric}", tensor=f"{layer}/{metric}")
         query = f'select step, feature, "{metric}" v from features where layer = ? and feature in (select unnest(?))'
         rows = self.trace.sql(query + " order by step, feature", [layer, [int(f) for f in watched]]).fetchnumpy()
-        return _pivot(rows["step"], rows["feature"], _numbers(rows["v"]), watched)
+        return _pivot(rows["step"], rows["feature"], numbers(rows["v"]), watched)
 
     def deaths(self, layer: str, watched: Sequence[int]) -> list[int | None]:
         """The step at which each watched feature died (S4.9); None for the living, and where win_rate is not known."""
@@ -297,6 +213,22 @@ class Recorded:
         for name in ("_forms", "layers", "matrices", "sources"):
             self.__dict__.pop(name, None)
         self._made.clear()
+
+    def took(self, k: int) -> bool:
+        """Whether a paused process has told of step `k`."""
+        return k in self._peeked
+
+    def captured(self, k: int) -> list[dict[str, Any]]:
+        """What was captured at step `k`: key, dtype, shape and dims each."""
+        found = self.trace.record(k).get("captures", [])
+        if found or k not in self._peeked:
+            return found
+        known = self._peeked[k]
+        facts = [(key, plain(value), known.dims.get(key)) for key, value in known.captures.items()]
+        return [
+            {"key": key, "dtype": str(v.dtype).removeprefix("torch."), "shape": list(v.shape), "dims": dims}
+            for key, v, dims in facts
+        ]
 
     @property
     def replayable(self) -> bool:
@@ -463,16 +395,6 @@ def _leads(dims: tuple[str, ...] | None, ndim: int) -> str:
     if dims:
         return "sample" if dims[0] in ("sample", "batch") else "feature" if dims[0] == "feature" else dims[0]
     return "feature" if ndim == 1 else "feature" if ndim == 2 else ""
-
-
-def _is_numeric(values: Any) -> bool:
-    return np.asarray(values).dtype.kind in "iufb"
-
-
-def _numbers(values: Any) -> NDArray[np.float64]:
-    if isinstance(values, np.ma.MaskedArray):
-        return values.astype(np.float64).filled(np.nan)
-    return np.asarray(values, np.float64)
 
 
 def _pivot(

@@ -66,6 +66,10 @@ class Steering:
         """Weights, grads or captures of the paused step. Raise ControlError, UsageError, MissingDataError."""
         return self._ask(path, lambda run: run.peek(what, names))
 
+    def batch(self, path: Path) -> Any:
+        """The batch of the paused step, as it was fed. Raise ControlError, UsageError, MissingDataError."""
+        return self._ask(path, lambda run: run.batch())
+
     def _ask(self, path: Path, question: Callable[[Control], Any]) -> Any:
         with self._lock:
             run = self._answering(path)

@@ -157,13 +157,18 @@ class Control:
         return self._state("set", changes=dict(changes))
 
     def keys(self) -> dict[str, list[dict[str, Any]]]:
-        """What can be asked of the paused step: {"weights" | "grads" | "captures": [{name, dtype, shape, dims}]}."""
+        """What can be asked of the paused step: {"weights" | "grads" | "captures" | "batch": [{name, dtype, shape}]}."""
         return self.request("keys")[0]["keys"]
 
     def peek(self, what: str, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
-        """Return weights, grads or captures of the paused step, all or those named, at any level of detail."""
+        """Return weights, grads, captures or batch of the paused step, all or those named, at any level of detail.
+
+        The arrays of a batch are named by their place in it: `0`, `1.mask`; `batch()` gives it nested as it was.
+        """
         from tracer.values import bytes_tensor  # noqa: PLC0415  torch is heavy, and `rewind pause` needs none
 
+        if what == "batch":
+            return self._batch_arrays(names)
         answer, data = self.request("peek", what=what, names=None if names is None else list(names))
         found, place = {}, 0
         for entry in answer["tensors"]:
@@ -171,6 +176,30 @@ class Control:
             found[entry["name"]] = bytes_tensor(part, entry["dtype"], tuple(entry["shape"]))
             place += entry["nbytes"]
         return found
+
+    def batch(self) -> Any:
+        """Return the batch of the paused step as it was fed, nested as the loop got it.
+
+        Of a run whose trace keeps batches (detail replay or full) ask the trace. Raise MissingDataError where it was not
+        kept: the loop has overwritten it, say; of the next step it is there.
+        """
+        from tracer.values import decode  # noqa: PLC0415
+
+        answer, data = self.request("peek", what="batch")
+        parts, place = [], 0
+        for size in answer["sizes"]:
+            parts.append(data[place : place + size])
+            place += size
+        return decode(answer["batch"], parts.__getitem__)
+
+    def _batch_arrays(self, names: Sequence[str] | None) -> dict[str, torch.Tensor]:
+        from tracer.fed import leaves  # noqa: PLC0415
+
+        found = dict(leaves(self.batch()))
+        missing = [name for name in names or () if name not in found]
+        if missing:
+            raise MissingDataError(f"no {missing[0]!r} in this batch; there are: {', '.join(found) or 'none'}")
+        return found if names is None else {name: found[name] for name in names}
 
     def close(self) -> None:
         """End the connection, and the lease with it."""

@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from tracer import hyperparameters, values
 from tracer.control_server import Server
 from tracer.errors import MissingDataError, UsageError
+from tracer.fed import leaves
 from tracer.gate import HAND, Gate
 from tracer.progress import Progress
 
@@ -140,7 +143,7 @@ class Live:
     def answer(self, request: Request, client: str) -> tuple[dict[str, Any], bytes]:
         """Answer one request. Raise UsageError, NameUnknownError, MissingDataError."""
         if request["do"] == "peek":
-            return self._peek(request)
+            return self._on_batch() if request.get("what") == "batch" else self._peek(request)
         verb = self._verbs.get(request["do"])
         if verb is None:
             raise UsageError(f"no request {request['do']!r}; there are: {', '.join([*self._verbs, 'peek'])}")
@@ -207,12 +210,32 @@ class Live:
     def _on_keys(self, request: Request, client: str) -> dict[str, Any]:
         with self.gate.held():
             kinds = ("weights", "grads", "captures")
-            return {"keys": {what: [described for described, _ in self._found(what)] for what in kinds}}
+            known = {what: [described for described, _ in self._found(what)] for what in kinds}
+            return {"keys": {**known, "batch": self._batch_keys()}}
+
+    def _batch_keys(self) -> list[dict[str, Any]]:
+        try:
+            node, buffers = self._fed()
+        except MissingDataError:
+            return []
+        return [_facts(name, leaf) for name, leaf in leaves(values.decode(node, buffers.__getitem__))]
+
+    def _fed(self) -> tuple[Any, list[bytes]]:
+        step = self._run.finished
+        if step is None:
+            raise MissingDataError("no step was made yet")
+        return step.fed.stored()
+
+    def _on_batch(self) -> tuple[dict[str, Any], bytes]:
+        """The batch, in the encoding of `tracer.values`, as a trace keeps it."""
+        with self.gate.held():
+            node, buffers = self._fed()
+        return {"batch": node, "sizes": [len(data) for data in buffers]}, b"".join(buffers)
 
     def _peek(self, request: Request) -> tuple[dict[str, Any], bytes]:
         what, names = request.get("what"), request.get("names")
         if what not in ("weights", "grads", "captures"):
-            raise UsageError(f"{what!r} is none of weights, grads, captures")
+            raise UsageError(f"{what!r} is none of weights, grads, captures, batch")
         with self.gate.held():
             found = {described["name"]: (described, read) for described, read in self._found(what)}
             missing = [name for name in names or () if name not in found]
@@ -242,3 +265,8 @@ class Live:
 def _described(name: str, tensor: torch.Tensor, data: bytes | None = None) -> Described:
     facts = {"name": name, "dtype": values.dtype_name(tensor.dtype), "shape": list(tensor.shape)}
     return facts, lambda: bytes(values.tensor_bytes(tensor)) if data is None else data
+
+
+def _facts(name: str, leaf: torch.Tensor | np.ndarray) -> dict[str, Any]:
+    dtype = leaf.dtype.name if isinstance(leaf, np.ndarray) else values.dtype_name(leaf.dtype)
+    return {"name": name, "dtype": dtype, "shape": list(leaf.shape)}

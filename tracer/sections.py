@@ -12,6 +12,7 @@ import torch
 
 from tracer import frames, registry, values
 from tracer.batches import batch_size
+from tracer.fed import Fed
 from tracer.tail import Buffer, checksum
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ Section = tuple[str, Sequence[Buffer], str | None]
 class OpenStep:
     """What is known of the step that is open: thrown away or written when it ends."""
 
+    fed: Fed = field(default_factory=Fed)
     inputs: Draft | None = None
     input_size: int | None = None
     rng_hash: str | None = None

@@ -89,6 +89,8 @@ class StepRecorder:
         now = self._now = self._carry_over()
         self._fetches.open(batch, left=left)
         now.rng_hash, now.batch_size = self._fetches.rng_hash, self._fetches.size
+        if self._peeked:
+            now.fed.add(batch, copy=self._will_hold)
         if self._fetches.left or self._reader is None or self._pace.due(self.step):
             stack = self._place(now)
             self._fetches.at(now.site)
@@ -123,14 +125,30 @@ class StepRecorder:
         self._flush()
         if self._reader is None:
             self._look(frames.user_frames(sys._getframe(1)))
-        if self._registry is None or self.boundary.open or not self._options.replayable:
+        if self._registry is None or self.boundary.open or id(module) not in self._roots:
             return
-        if id(module) in self._roots:
+        if self._options.replayable or self._will_hold:
             self._take_inputs(model_inputs(args, frames.user_frame(sys._getframe(1))))
+        elif self._peeked:
+            self._now.fed.add(list(args), copy=False)
+
+    @property
+    def _peeked(self) -> bool:
+        """Whether only the paused process itself could show what the step was fed."""
+        return self.live is not None and (not self._options.replayable or self._options.flight is not None)
+
+    @property
+    def _will_hold(self) -> bool:
+        """Whether it is known that the run will wait after the step that is open."""
+        return self.live is not None and self.live.gate.will_hold
 
     def _take_inputs(self, inputs: list[Any]) -> None:
         """Without a DataLoader: what the model was given is the batch."""
         now = self._now
+        if self._peeked:
+            now.fed.add(inputs, copy=self._will_hold)
+        if not self._options.replayable:
+            return
         if now.inputs is None:
             now.inputs, now.input_size = self._fetches.draft(), input_size(inputs)
         if len(now.inputs) < MAX_INPUTS:
@@ -152,7 +170,7 @@ class StepRecorder:
         now.note_options(optimizer, self._optimizers.index(optimizer))
         now.grad_squares += grad_norm(optimizer) ** 2
         now.stepped = True
-        if self._options.grads or (self.live is not None and self.live.gate.will_hold):
+        if self._options.grads or self._will_hold:
             self._keep_grads(optimizer)
 
     def _change(self) -> None:

@@ -17,6 +17,7 @@ from tornado.web import Application
 from apps.api import handlers
 from apps.openapi import document
 from apps.runs import Runs
+from tests.tracer.live_run import LiveRun
 from tests.tracer.synthetic import make_trace
 
 TOKEN = "the token"
@@ -210,3 +211,20 @@ def test_no_request_breaks_it(api, data):
     known = {int(code) for code in operation["responses"]} | {400, 404}
     assert status in known, (status, answer)
     assert status == 200 or set(answer) == {"error", "detail"}
+
+
+def test_a_paused_run_is_asked_for_what_its_trace_lacks(tmp_path):  # S4.1 S4.8
+    with LiveRun(tmp_path / "t", "--detail", "metrics", "--every", "10", "--pause-at", "3") as run:
+        run.until_status("paused")
+        server = Api(run.path)
+        try:
+            assert server.get("batch")[0] == 200
+            assert server.get("batch")[1]["text"].startswith("[0] float32 [4, 6]")
+            assert server.get("batch", step=1)[0] == 404
+            assert server.get("step_data/keys")[1]["keys"] == ["layer/output"]
+            assert len(server.get("step_data/layer%2Foutput")[1]["value"]) == 8
+            assert server.post("step", {"steps": 2})[1]["step"] == 4
+            assert server.get("batch")[1]["step"] == 4
+        finally:
+            server.close()
+            server.runs.close()

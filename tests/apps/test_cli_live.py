@@ -8,6 +8,7 @@ import signal
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from apps.cli import run
@@ -124,3 +125,21 @@ def test_doctor_says_that_the_store_stands_still(tmp_path, monkeypatch):
     facts = dict.fromkeys(FIELDS) | {"status": "running", "current_step": 500, "updated_at": newest + 119}
     (tmp_path / "t" / "status.json").write_text(json.dumps(facts))
     assert kinds(tmp_path / "t") == ["store"]
+
+
+@pytest.mark.parametrize("detail", ["metrics", "replay"])
+def test_peek_says_and_writes_what_a_paused_step_holds(detail, tmp_path, capfd):  # S4.1
+    path, target = tmp_path / "t", tmp_path / "batch.npz"
+    with LiveRun(path, "--detail", detail, "--pause-at", "3") as live:
+        live.until_status("paused")
+        code, out, _ = said(capfd, "peek", path, "--json")
+        rows = json.loads(out)
+        assert code == 0
+        assert {"what": "batch", "name": "0", "dtype": "float32", "shape": [4, 6]} in rows
+        assert {"batch", "weights", "grads", "captures"} >= {row["what"] for row in rows} >= {"batch", "weights"}
+        assert said(capfd, "peek", path, "batch", "-o", target)[0] == 0
+        with np.load(target) as arrays:
+            assert {name: a.shape for name, a in arrays.items()} == {"0": (4, 6), "1": (4, 2)}
+        for wrong in (["-o", target], ["grads", "-o", tmp_path]):
+            code, out, err = said(capfd, "peek", path, *wrong)
+            assert (code, out, err.count("\n")) == (2, "", 1)

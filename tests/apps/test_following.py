@@ -51,8 +51,9 @@ def test_a_page_holds_steps_and_lets_go_of_a_run_of_little_detail(tmp_path):  # 
         assert np.array_equal(run.weight("0.weight", 3), weights["0.weight"].double().numpy())
         assert set(run._grads(2)) == set(grads)
         assert run.capture("layer/output", 2).shape == (8,)
+        assert run.batch(2).text.startswith("[0] float32 [4, 6]")
         with pytest.raises(MissingDataError, match="batch"):
-            run.batch(2)  # What the paused process is not asked for is said to be missing, as ever.
+            run.batch(1)
         page.heard({"do": "advance", "steps": 2})
         beating(viewer, lambda: run.last == 4 and page._pilot.state.get("status") == "paused")
         beating(viewer, lambda: viewer.selection.step == 4 and 5 in run._again)

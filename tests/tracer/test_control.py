@@ -122,6 +122,25 @@ def test_full_detail_of_the_paused_step_and_who_may_ask(tmp_path):
     assert not os.path.exists(os.path.dirname(address))
 
 
+@pytest.mark.parametrize("mode", ["loader", "plain"])
+def test_the_batch_of_a_paused_step_is_what_it_was_fed(mode, tmp_path):  # S2 of a run that stores no batches
+    with LiveRun(tmp_path / "kept", mode=mode) as run:
+        assert run.finish()[0] == 0
+    options = ("--pause-at", "4", "--detail", "metrics")
+    with LiveRun(tmp_path / "t", *options, mode=mode) as run, open_trace(tmp_path / "kept") as kept:
+        run.until_status("paused")
+        with Control(run.path) as control:
+            # Of the first step it was not known that the run would wait: of a loop without a loader there is the input.
+            first = control.batch()
+            assert len(first) == (2 if mode == "loader" else 1)
+            assert all(torch.equal(a, b) for a, b in zip(first, kept.batch(3)[: len(first)], strict=True))
+            control.step(2)
+            assert [e["shape"] for e in control.keys()["batch"]] == [[4, 6], [4, 2]]
+            assert all(torch.equal(a, b) for a, b in zip(control.batch(), kept.batch(5), strict=True))
+        with open_trace(run.path) as trace, pytest.raises(MissingDataError, match="not recorded"):
+            trace.batch(5)
+
+
 def test_cycles_from_three_clients_change_nothing(tmp_path):
     run_length = {"epochs": 4, "batches": 5 * CYCLES}
     with LiveRun(tmp_path / "t", "--pause-at", "5", "--no-weights", **run_length) as run:
