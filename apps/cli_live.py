@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ def status(trace: Path, *, follow: bool, as_json: bool) -> None:
         facts, lost = opened.status(), lost_steps(opened)
     if lost:
         sys.stderr.write(f"rewind: lost, because they could not be written: steps {worded(lost)}\n")
+    refused = _say_refused(trace, facts, "")
     if not follow:
         print_facts(facts, as_json=as_json)
         return
@@ -52,6 +54,22 @@ def status(trace: Path, *, follow: bool, as_json: bool) -> None:
             return
         time.sleep(_SECOND)
         facts = _status(trace)
+        refused = _say_refused(trace, facts, refused)
+
+
+def _say_refused(trace: Path, facts: dict[str, Any], before: str) -> str:
+    """Say, where it is news, that the disk takes nothing of a run that goes on: what it writes may not say so."""
+    from tracer.control import Control
+    from tracer.errors import RewindError
+
+    found = ""
+    if facts["status"] not in _OVER:
+        with suppress(RewindError), Control(trace, timeout=2.0) as run:
+            found = run.state().get("refused") or ""
+    if found != before:
+        again = "rewind: the disk takes what is recorded again\n"
+        sys.stderr.write(f"rewind: refused, steps are being lost: {found}\n" if found else again)
+    return found
 
 
 def _status(trace: Path) -> dict[str, Any]:

@@ -166,7 +166,9 @@ class Following:
         """How the run stands, for the strip of bars and buttons; it shows nothing of a run that never was live here."""
         pulse = self.pulse
         silent = int(pulse.silent)
-        stuck = pulse.live and silent >= 3 and self._pilot.state.get("step", 0) > self._page.run.last + 1
+        state = self._pilot.state
+        behind = state.get("step", 0) > self._page.run.last + 1
+        stuck = pulse.live and silent >= 3 and (behind or bool(state.get("refused")))
         return {
             "kind": "live",
             "shown": self._was_live or bool(pulse.counts.get("lost")),
@@ -176,9 +178,9 @@ class Following:
             "progress": {k: v for k, v in pulse.facts.items() if k != "updated_at"},
             "silent": silent if pulse.status == "running" and silent >= 5 else 0,
             "counts": pulse.counts,
-            "control": {name: self._pilot.state[name] for name in _SAID if name in self._pilot.state},
+            "control": {name: state[name] for name in _SAID if name in state},
             "problem": self._pilot.problem,
-            "refused": _refused(self._page.run, self._pilot.state) if stuck else "",
+            "refused": _refused(self._page.run, state) if stuck else "",
             "note": pulse.note if pulse.status == "paused" else "",
         }
 

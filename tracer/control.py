@@ -51,7 +51,8 @@ class Control:
     """A connection to the run that is recording the trace at `path`; each verb returns the run's state.
 
     A state has `status` (running, pausing, stepping, paused, stopping, over), `step` (the next one), `by_hand`, `pid`,
-    `hyperparameters`, and `changes`: those that will be made when the run goes on. Every verb raises ControlError where
+    `hyperparameters`, `changes`: those that will be made when the run goes on, and `refused`: why the disk does not take
+    what is recorded, while that lasts, else None. Every verb raises ControlError where
     the run is over, gone or not answering, UsageError where it refuses.
     """
 

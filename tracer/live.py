@@ -50,6 +50,10 @@ class Run(Protocol):
     def finished(self) -> Any:
         """The step that is over, while its record is looked at (`sections.OpenStep`), else None."""
 
+    @property
+    def failure(self) -> OSError | None:
+        """Why the disk does not take what is recorded, while it does not."""
+
     def event(self, kind: str, detail: str, step: int | None = None) -> None: ...
 
     def driver(self) -> Any:
@@ -162,6 +166,7 @@ class Live:
             "status": self.gate.status,
             "step": self.gate.step if self.gate.status == "paused" else self._run.step,
             "by_hand": self.gate.by_hand,
+            "refused": None if self._run.failure is None else str(self._run.failure),
             "pid": os.getpid(),
             "hyperparameters": hyperparameters.listed(self._run.optimizers),
             "changes": dict(self._run.changes),

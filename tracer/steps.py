@@ -425,6 +425,11 @@ class StepRecorder:
         """The live tensors of the state, by name."""
         return self._registry.tensors if self._registry is not None else {}
 
+    @property
+    def failure(self) -> OSError | None:
+        """Why the disk does not take what is recorded, while it does not."""
+        return None if self._journal is None else self._journal.failure
+
     def driver(self) -> Any:
         """The DataLoader's iterator that drives the loop, if one does."""
         return self.boundary.driver()

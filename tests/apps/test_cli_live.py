@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import time
 from dataclasses import replace
@@ -13,10 +14,13 @@ import pytest
 
 from apps.cli import run
 from apps.doctor_live import live_findings
+from apps.runs import Runs
+from apps.viewer import Viewer
 from tests.apps.test_api import Api
 from tests.tracer.live_run import LiveRun
 from tests.tracer.synthetic import make_trace
 from tracer import manifest, open_trace
+from tracer.control import Control
 from tracer.progress import FIELDS
 
 
@@ -77,6 +81,34 @@ def test_verbs_api_and_doctor_on_one_run(tmp_path, capfd):  # S3.3 S4.1 S4.8 S0.
     assert (code, out) == (2, "")
     assert "the run is terminated" in err
     assert kinds(path) == []
+
+
+def test_a_disk_that_refuses_is_said_while_it_does(tmp_path, capfd):  # S0.4
+    path = tmp_path / "t"
+    with LiveRun(path, epochs=1000, batches=100) as live:
+        live.until_status("running")
+        _, most = resource.prlimit(live.process.pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(live.process.pid, resource.RLIMIT_FSIZE, (0, most))
+        with Control(path) as control:
+            refused = live.until(lambda: control.state()["refused"])
+        assert "File too large" in refused
+        code, out, err = said(capfd, "status", path)
+        assert (code, out.split()[:2]) == (0, ["status", "running"])
+        assert f"rewind: refused, steps are being lost: {refused}\n" in err
+        viewer = Viewer(Runs([path]))
+        viewer.following.ready()
+        viewer.following.pulse._grew -= 10
+        viewer.following._pilot._told(control_state(path))
+        assert viewer.following.strip_frame()["refused"].endswith(refused)
+        resource.prlimit(live.process.pid, resource.RLIMIT_FSIZE, (most, most))
+        live.until(lambda: control_state(path)["refused"] is None)
+        assert "refused" not in said(capfd, "status", path)[2]
+        viewer.close()
+
+
+def control_state(path):
+    with Control(path) as control:
+        return control.state()
 
 
 def test_doctor_names_the_dead_and_the_deaf(tmp_path, capfd):
