@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
+
+_TESTS = str(Path(__file__).parent) + os.sep
 
 
 class _NoSealer:
@@ -27,3 +33,11 @@ def module_unsealed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tracer.recorder.Sealer", _NoSealer)
         yield
+
+
+@pytest.fixture
+def alone(monkeypatch, request):
+    """The recorded program is this test's module alone, not all the test modules that pytest has imported into the process."""
+    for name, module in list(sys.modules.items()):
+        if module is not request.module and (getattr(module, "__file__", None) or "").startswith(_TESTS):
+            monkeypatch.delitem(sys.modules, name)

@@ -127,7 +127,18 @@ def keep_sources(program: Program, trace: Path, kept: dict[str, str]) -> dict[st
             data = Path(file).read_bytes()
             if len(data) <= _MAX_SOURCE:
                 name = source_name(file, data)
-                (trace / "source").mkdir(exist_ok=True)
-                (trace / name).write_bytes(data)
+                _write_whole(trace / name, data)
                 result[file] = name
     return result
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    """Write `data` to `path`, or nothing at all. Raise OSError."""
+    path.parent.mkdir(exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(data)
+        os.replace(temporary, path)
+    except OSError:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -92,7 +92,7 @@ def quiet(monkeypatch):
 
 
 @pytest.mark.parametrize("loop", CALLS, ids=lambda loop: loop.__name__)
-def test_calls_of_ours(loop, tmp_path, quiet):
+def test_calls_of_ours(loop, tmp_path, quiet, alone):
     calls = 0
 
     def count(frame, event, argument):
@@ -104,7 +104,7 @@ def test_calls_of_ours(loop, tmp_path, quiet):
 
 
 @pytest.mark.parametrize("loop", CALLS, ids=lambda loop: loop.__name__)
-def test_one_write_a_step_of_less_than_a_kilobyte(loop, tmp_path, monkeypatch, unsealed):
+def test_one_write_a_step_of_less_than_a_kilobyte(loop, tmp_path, monkeypatch, unsealed, alone):
     writes = []
     native = os.writev
     monkeypatch.setattr(os, "writev", lambda fd, buffers: writes.append(native(fd, buffers)) or writes[-1])
@@ -122,7 +122,7 @@ def test_one_write_a_step_of_less_than_a_kilobyte(loop, tmp_path, monkeypatch, u
 
 
 @pytest.mark.parametrize("loop", CALLS, ids=lambda loop: loop.__name__)
-def test_memory_does_not_grow(loop, tmp_path, quiet):
+def test_memory_does_not_grow(loop, tmp_path, quiet, alone):
     sizes = []
 
     def look():

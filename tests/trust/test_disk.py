@@ -123,7 +123,7 @@ def test_the_nth_write_fails_for_every_n(unsealed, tmp_path, truth, monkeypatch,
         assert check(path, truth, final) == found
 
 
-def test_a_file_system_that_is_full_and_has_room_again(tmp_path, truth, monkeypatch):
+def test_a_file_system_that_is_full_and_has_room_again(tmp_path, truth, monkeypatch, alone):
     """A real one, of 600 KB: filled up by another in mid-run, and freed."""
     place = tmp_path / "small"
     place.mkdir()
