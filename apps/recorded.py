@@ -170,6 +170,7 @@ class Recorded(Scalars):
         if metric not in self.metrics_of(layer):
             raise NameUnknownError(f"no per-feature capture {layer}/{metric}", tensor=f"{layer}/{metric}")
         query = f'select step, feature, "{metric}" v from features where layer = ? and feature in (select unnest(?))'
+        query += f' and "{metric}" is not null'  # What was not captured at a step is no NaN: the line goes on past it.
         rows = self.trace.sql(query + " order by step, feature", [layer, [int(f) for f in watched]]).fetchnumpy()
         return _pivot(rows["step"], rows["feature"], numbers(rows["v"]), watched)
 

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import panel as pn
 from bokeh.events import Tap
-from bokeh.models import ColorBar, CustomJSTickFormatter, HoverTool, Span
+from bokeh.models import ColorBar, ColumnDataSource, CustomJSTickFormatter, HoverTool, Span
 from bokeh.plotting import figure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping, Sequence
 
     from bokeh.plotting import figure as Figure
     from numpy.typing import NDArray
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # After Okabe and Ito, each at least 3:1 on the light and on the dark card; the dash tells the second round apart.
 PALETTE: Final = ("#2F86D6", "#D55E00", "#009E73", "#CC79A7", "#8A63D2", "#C98A00")
 DASHES: Final = ("solid", "dashed")
+BAD: Final = "#D1495B"
+"""What is not finite."""
+_MOST_MARKS: Final = 500
 LIGHT: Final = {"ink": "#1a2029", "soft": "#566072", "line": "#d9dde3", "card": "#ffffff", "accent": "#1f5fd0"}
 DARK: Final = {"ink": "#e7ebf1", "soft": "#a3aebe", "line": "#323a46", "card": "#1a1f27", "accent": "#7fb0ff"}
 
@@ -110,6 +113,41 @@ def restyle(plots: Iterable[Figure], *, dark: bool) -> None:
             bar.title_text_color = bar.major_label_text_color = tone["soft"]
         for line in plot.select(type=Span):
             line.line_color = tone["accent"]
+
+
+class Marks:
+    """Crosses at the foot of a chart, at the steps where a value is NaN or infinite: a gap alone would hide them (S1.2)."""
+
+    def __init__(self, plot: Figure) -> None:
+        """No marks yet."""
+        self._source = ColumnDataSource({"x": [], "y": [], "what": []})
+        drawn = plot.scatter("x", "y", source=self._source, marker="x", size=9, line_width=2, color=BAD)
+        plot.add_tools(hover(("step", "@x{%d}"), ("", "@what"), renderers=[drawn]))
+
+    def show(self, lines: Mapping[str, tuple[NDArray[Any], NDArray[np.float64]]], *, log: bool = False) -> int:
+        """Mark what of `lines`, (steps, values) by name, is not finite; return how many values that is."""
+        found: dict[int, list[str]] = {}
+        count = 0
+        for name, (steps, values) in lines.items():
+            bad = np.flatnonzero(~np.isfinite(values))
+            count += len(bad)
+            for i in bad[:: max(1, len(bad) // _MOST_MARKS)]:
+                found.setdefault(int(steps[i]), []).append(f"{name} is {word(values[i])}")
+        texts = [", ".join(words[:6]) + (" …" if len(words) > 6 else "") for words in found.values()]
+        foot = lowest([values for _, values in lines.values()], log=log)
+        self._source.data = {"x": list(found), "y": [foot] * len(found), "what": texts}
+        return count
+
+
+def word(value: float) -> str:
+    """What a number that is not finite is called."""
+    return "NaN" if np.isnan(value) else "inf" if value > 0 else "-inf"
+
+
+def lowest(lines: Sequence[NDArray[np.float64]], *, log: bool = False) -> float:
+    """The least value that a chart of `lines` can draw: where its marks stand."""
+    drawn = [v[np.isfinite(v) & ((v > 0) | (not log))] for v in lines]
+    return min((float(v.min()) for v in drawn if len(v)), default=1.0)
 
 
 def goes_there(plot: Figure, host: Host) -> None:

@@ -17,7 +17,7 @@ from apps.pictures import square_side
 from apps.recorded import FORCES
 from apps.surfaces import Bar, Pictures
 from apps.views import figures
-from apps.views.over_steps import StepLine, spread
+from apps.views.over_steps import StepLine, sampled
 from tracer.errors import MissingDataError, RewindError
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from apps.recorded import Recorded
     from apps.views.view import Host
 
+SAMPLE = 200
+"""So many steps at most show the ratio where it has to be worked out from weights."""
 _RATIOS = {"mask": ("som_magnitude", "grad_magnitude"), "gradient": ("som_norm", "grad_norm_masked")}
 
 
@@ -90,17 +92,23 @@ def pixels(row: NDArray[np.float64]) -> NDArray[np.float32]:
     return np.ascontiguousarray(row.reshape(side, -1) if side else row[None], np.float32)
 
 
-def ratio_over_steps(run: Recorded, layer: str, by: str) -> dict[str, NDArray[Any]]:
-    """SOM over gradient at the steps, as the force `by` measures both. Reads captured norms where there are some."""
-    top, bottom = _RATIOS.get(by, ("", ""))
-    if {top, bottom} <= set(run.metrics_of(layer)):
-        query = (
-            f'select step, avg("{top}") / avg("{bottom}") r from features where layer = ? group by step order by step'
-        )
-        rows = run.trace.sql(query, [layer]).fetchnumpy()
+def captured_ratio(run: Recorded, layer: str, by: str) -> bool:
+    """Whether both sides of the ratio were captured: then each step has it, and no weight need be read."""
+    return by in _RATIOS and set(_RATIOS[by]) <= set(run.metrics_of(layer))
+
+
+def ratio_over_steps(run: Recorded, layer: str, by: str, after: int | None = None) -> dict[str, NDArray[Any]]:
+    """SOM over gradient at the steps after `after`, as the force `by` measures both; from captured norms where they are."""
+    if captured_ratio(run, layer, by):
+        top, bottom = _RATIOS[by]
+        query = f'''
+            select step, avg("{top}") / avg("{bottom}") r from features
+            where layer = ? and step > ? and "{top}" is not null and "{bottom}" is not null group by step order by step
+        '''
+        rows = run.trace.sql(query, [layer, -1 if after is None else after]).fetchnumpy()
         return {"x": rows["step"], "ratio": np.asarray(np.ma.filled(rows["r"], np.nan), np.float64)}
     steps, values = [], []
-    for k in spread(run.first, run.last, 200):
+    for k in sampled(run, after, SAMPLE):
         try:
             gradient, som, *_ = run.force_axes(layer, k, by)
         except MissingDataError:
@@ -155,7 +163,13 @@ class ForcesView:
         self._source.selected.indices = np.flatnonzero(place).tolist()
         self._plot.xaxis.axis_label, self._plot.yaxis.axis_label = x, y
         self._bar.send({"controls": self._controls(), "words": self._words()})
-        self._line.show((run, chosen.layer, by), lambda twin: ratio_over_steps(twin, chosen.layer, by))
+        most = None if captured_ratio(run, chosen.layer, by) else SAMPLE
+        key = (run, chosen.layer, by)
+        self._line.show(key, lambda twin, after: ratio_over_steps(twin, chosen.layer, by, after), most=most)
+
+    def grow(self) -> None:
+        """The run on show has grown, and the line with it."""
+        self._line.grow()
 
     def restyle(self) -> None:
         """Take on the page's colours."""

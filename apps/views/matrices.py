@@ -10,7 +10,7 @@ import panel as pn
 from analysis.similarity import order_by_clustering, order_by_metric, stats_over_steps
 from apps.surfaces import Bar, Maps
 from apps.views import figures
-from apps.views.over_steps import StepLine, spread
+from apps.views.over_steps import StepLine, sampled
 from tracer.errors import RewindError
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from apps.views.view import Host
 
 ORDERS = {"index": "index", "cluster": "clustering"}
+SAMPLE = 150
+"""So many steps at most make the line over all steps."""
 LARGE = 160
 """Rows from which on a matrix goes to the page as colours, and as numbers when somebody points at it."""
 
@@ -79,9 +81,9 @@ def as_levels(maps: list[dict[str, Any]], arrays: dict[str, NDArray[Any]]) -> di
     return levels
 
 
-def over_steps(run: Recorded, source: str) -> dict[str, NDArray[Any]]:
-    """Mean, standard deviation and maximum off the diagonal at some 150 steps."""
-    steps, stats = stats_over_steps(run.each(source, spread(run.first, run.last, 150)))
+def over_steps(run: Recorded, source: str, after: int | None = None) -> dict[str, NDArray[Any]]:
+    """Mean, standard deviation and maximum off the diagonal at some of the steps after `after`."""
+    steps, stats = stats_over_steps(run.each(source, sampled(run, after, SAMPLE)))
     return {"x": steps, **{n: np.array([getattr(s, n) for s in stats]) for n in ("mean", "std", "max")}}
 
 
@@ -142,8 +144,12 @@ class MatricesView:
         else:
             self._maps.send(self._header, arrays)
         left = o["left"]
-        self._line._title = f"{left} over all steps"
-        self._line.show((run, left), lambda twin: over_steps(twin, left))
+        title = f"{left} over all steps"
+        self._line.show((run, left), lambda twin, after: over_steps(twin, left, after), title=title, most=SAMPLE)
+
+    def grow(self) -> None:
+        """The run on show has grown, and the line with it."""
+        self._line.grow()
 
     def restyle(self) -> None:
         """Take on the page's colours."""

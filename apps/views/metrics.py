@@ -237,7 +237,7 @@ class MetricsView:
             return
         level = _foot(plot)
         source = ColumnDataSource({**data, "y": np.full(len(data["x"]), level)})
-        marks = plot.scatter("x", "y", source=source, marker="x", size=9, line_width=2, color="#D1495B")
+        marks = plot.scatter("x", "y", source=source, marker="x", size=9, line_width=2, color=figures.BAD)
         plot.add_tools(figures.hover(("step", "@step{%d}"), ("value", "@what"), renderers=[marks]))
 
     # -- what a line shows ---------------------------------------------------------------------------------------------

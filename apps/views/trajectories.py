@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import panel as pn
-from bokeh.events import Tap
 from bokeh.models import ColumnDataSource
 
 from analysis.metrics import downsample
@@ -48,7 +47,7 @@ def series(
 def line_data(steps: NDArray[np.int64], values: NDArray[np.float64], *, log: bool) -> dict[str, NDArray[Any]]:
     """One feature's line: its extremes kept, gaps where the axis cannot show it."""
     chosen = downsample(values, POINTS) if len(values) else np.empty(0, np.int64)
-    y = values[chosen]
+    y = np.where(np.isfinite(values[chosen]), values[chosen], np.nan)
     return {"x": steps[chosen], "y": figures.positive(y) if log else y}
 
 
@@ -91,6 +90,7 @@ class TrajectoriesView:
         )
         self._built: tuple[Any, ...] = ()
         self._plot: Any = None
+        self._marks: Any = None
         self._cursor: Any = None
         self._found: dict[str, NDArray[Any]] = {}
         self._lines: dict[int, ColumnDataSource] = {}
@@ -128,6 +128,11 @@ class TrajectoriesView:
         self._keep(steps, values, watched)
         for i, feature in enumerate(watched):
             self._lines[feature].data = line_data(steps, values[:, i], log=self._options["log"])
+        self._mark(steps, values, watched)
+
+    def _mark(self, steps: NDArray[np.int64], values: NDArray[np.float64], watched: tuple[int, ...]) -> None:
+        lines = {f"feature {f}": (steps, values[:, i]) for i, f in enumerate(watched)}
+        self._marks.show(lines, log=self._options["log"])
 
     def restyle(self) -> None:
         """Take on the page's colours."""
@@ -187,10 +192,12 @@ class TrajectoriesView:
             if feature in died:
                 at = int(np.searchsorted(steps, died[feature]))
                 plot.scatter([died[feature]], [values[at, i]], marker="x", size=12, line_width=3, color=hue)
+        self._marks = figures.Marks(plot)
+        self._mark(steps, values, watched)
         plot.legend.title, plot.legend.click_policy = "feature", "hide"
         plot.add_layout(plot.legend[0], "right")
         self._cursor = figures.cursor(plot)
-        plot.on_event(Tap, lambda event: event.x is not None and self._host.choose(step=round(event.x)))
+        figures.goes_there(plot, self._host)
         self._plot = plot
         self.restyle()
         self._place[:] = [figures.card(plot, right=12)]

@@ -175,7 +175,19 @@ def test_an_app_is_found_where_it_was_and_the_doctor_asks_it(tmp_path, monkeypat
     assert "is gone" in finding.evidence
 
 
-@pytest.mark.parametrize("tab", ["metrics", "trajectories"])
+def _worked_out(viewer):
+    """What the page's thread has been given to do is done."""
+    if viewer._worker is not None:
+        viewer._worker.submit(int).result()
+
+
+def _sources(view, tab):
+    if tab in ("forces", "matrices"):
+        return [view._line._source]
+    return [line.source for line in view._lines] if tab == "metrics" else list(view._lines.values())
+
+
+@pytest.mark.parametrize("tab", ["metrics", "trajectories", "forces", "matrices"])
 def test_charts_grow_in_place(tab, tmp_path):  # S2.1
     path = tmp_path / "t"
     make_trace(path, steps=40, features=8, inputs=64, seal=False, close=False)
@@ -188,7 +200,8 @@ def test_charts_grow_in_place(tab, tmp_path):  # S2.1
     viewer.following.ready()
     viewer.show()
     view = viewer._views[tab]
-    lines = [line.source for line in view._lines] if tab == "metrics" else list(view._lines.values())
+    _worked_out(viewer)
+    lines = _sources(view, tab)
     name = "step" if tab == "metrics" else "x"
     before = viewer.run.last
     assert 5 < before < 39
@@ -197,7 +210,8 @@ def test_charts_grow_in_place(tab, tmp_path):  # S2.1
     viewer.following.pulse.look(now=True)
     viewer.following.pulse.renew(now=True)
     viewer.redraw()
-    after = [line.source for line in view._lines] if tab == "metrics" else list(view._lines.values())
+    _worked_out(viewer)
+    after = _sources(view, tab)
     assert all(a is b for a, b in zip(lines, after, strict=True)), "nothing is drawn anew"
     assert list(lines[0].data[name]) == list(range(40))
     viewer.close()

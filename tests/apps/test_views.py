@@ -20,7 +20,7 @@ from apps.views.features import feature_frame
 from apps.views.forces import pixels, ratio_over_steps, scatter_data
 from apps.views.matrices import as_levels, figures_of, fit, matrix_pair
 from apps.views.metrics import ALL, FAMILY
-from apps.views.over_steps import spread
+from apps.views.over_steps import grid, sampled, spread
 from apps.views.parting import distance_data, words_of
 from apps.views.series import Series, bad_data, line_data, smoothed, x_values
 from apps.views.sql import answer, answer_frame, drawable, examples
@@ -185,6 +185,18 @@ def test_matrices(run):  # S4.6
     assert header["maps"][2]["low"] == -header["maps"][2]["high"]
     nan = float("nan")
     assert figures_of(OffDiagonal(nan, nan, nan, nan, 0, 3)) == "no pair of rows has a cosine"
+
+
+def test_a_line_over_the_steps_keeps_its_points_as_the_run_grows(run):
+    for last in (3, 9, 10, 11, 19, 20, 99):
+        before, after = set(grid(5, 5 + last, 10)), set(grid(5, 6 + last, 10))
+        assert len(before) <= 10
+        assert after <= before | {6 + last}, "what is kept needs not be worked out again"
+    assert sampled(run, None, 8) == [0, 8, 16, 24, 32, 40, 48, 56, 59]
+    assert sampled(run, 40, 8) == [48, 56, 59]
+    whole = ratio_over_steps(run, "bcl", "mask")
+    parts = [ratio_over_steps(run, "bcl", "mask", after) for after in (None, 30)]
+    assert np.array_equal(parts[1]["ratio"], whole["ratio"][31:])
 
 
 def test_trajectories(both):  # S4.7
