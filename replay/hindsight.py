@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import tempfile
-import types
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,6 +28,8 @@ from tracer.errors import RewindError, StepError, UsageError
 from tracer.trace import Trace, open_trace
 
 STORED = "stored"
+_TURNS = 4
+"""So many rows of segments for each worker: one that is slower than the others takes fewer."""
 WIDEST = 512
 """1-D results up to this length are also metrics: `name[i]`."""
 Progress = Callable[[int, int], None]
@@ -154,13 +154,14 @@ class _Run:
 
         path, asked = str(self._trace.path.resolve()), self._asked.as_dict()
         with _client(workers, scheduler) as client:
-            # A row of neighbours each: a program that runs on needs not be put to another place, or started again.
-            shares = _shared(self.missing, max(workers, len(client.scheduler_info()["workers"])))
-            jobs = [client.submit(work, path, asked, share, anyway, pure=False) for share in shares]
-            for job in as_completed(jobs):
-                for data in job.result():
-                    self._take(unpacked(data), keep=True)
-            client.run(close_lenses)
+            rows = _rows(self.missing, max(workers, len(client.scheduler_info()["workers"])) * _TURNS)
+            try:
+                jobs = [client.submit(work, path, asked, row, anyway, pure=False) for row in rows]
+                for job in as_completed(jobs):
+                    for data in job.result():
+                        self._take(unpacked(data), keep=True)
+            finally:
+                client.run(close_lenses)
 
     def finish(self) -> Hindsight:
         """Put the pieces together and add them to the trace."""
@@ -215,43 +216,55 @@ def _look(lens: Lens, steps: list[int]) -> Piece:
     return piece
 
 
-_lenses: dict[tuple[str, str], Lens] = {}
+_lenses: dict[str, tuple[tuple[str, str], Lens]] = {}
+"""The engine of each Dask worker in this process."""
 
 
 def work(path: str, asked: dict[str, Any], pieces: list[list[int]], anyway: bool) -> list[bytes]:
-    """What a worker does: answer its segments with this process's engine, which stays warm for the next ones.
+    """What a worker does: answer a row of segments with its own engine, which stays warm for the next one.
 
     Each is kept where it can be: a run that is killed goes on from there.
     """
     function = Function(**asked)
-    key = (path, function.digest)
-    if key not in _lenses:
-        close_lenses()
-        _lenses[key] = Lens(path, function, anyway=anyway)
+    lens = _lens(path, function, anyway=anyway)
     desk = Desk(Path(path), f"{function.name}-{function.digest}")
     done = []
     for steps in pieces:
-        piece = _look(_lenses[key], steps)
+        piece = _look(lens, steps)
         done.append(packed(piece))
         with contextlib.suppress(OSError):
             desk.put(piece)
     return done
 
 
-def _shared(pieces: list[list[int]], workers: int) -> list[list[list[int]]]:
-    """Split the pieces into rows of neighbours, about equal in steps."""
-    total, shares, done = sum(map(len, pieces)), [[] for _ in range(workers)], 0
+def _lens(path: str, function: Function, *, anyway: bool) -> Lens:
+    from distributed import get_worker  # noqa: PLC0415  takes a second to import
+
+    worker, wanted = str(get_worker().id), (path, function.digest)
+    known, lens = _lenses.get(worker, (None, None))
+    if known != wanted or lens is None:
+        if lens is not None:
+            lens.close()
+        lens = Lens(path, function, anyway=anyway)
+        _lenses[worker] = (wanted, lens)
+    return lens
+
+
+def _rows(pieces: list[list[int]], count: int) -> list[list[list[int]]]:
+    """Split the pieces into about `count` rows of neighbours, about equal in steps: within one a program runs on, and needs
+    not be put to another place."""
+    total, rows, done = sum(map(len, pieces)), [[] for _ in range(count)], 0
     for piece in pieces:
-        shares[min(workers - 1, done * workers // total)].append(piece)
+        rows[min(count - 1, done * count // total)].append(piece)
         done += len(piece)
-    return [share for share in shares if share]
+    return [row for row in rows if row]
 
 
 def close_lenses() -> None:
-    """End the engines of this process."""
-    for lens in list(_lenses.values()):
+    """End the engines of this process's workers."""
+    while _lenses:
+        _, (_, lens) = _lenses.popitem()
         lens.close()
-    _lenses.clear()
 
 
 @contextlib.contextmanager
@@ -261,30 +274,21 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
     with contextlib.ExitStack() as stack:
         if scheduler is None:
             scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="rewind-dask-"))
-            with _without_main():
-                cluster = LocalCluster(
-                    n_workers=workers,
-                    threads_per_worker=1,
-                    processes=True,
-                    dashboard_address=None,
-                    local_directory=scratch,
-                    silence_logs=40,
-                )
+            # Workers in threads: each only waits for an engine, which is a process and does the work. As processes they
+            # would load torch once more each, and start a nursery each, which loads it again.
+            cluster = LocalCluster(
+                n_workers=workers,
+                threads_per_worker=1,
+                processes=False,
+                memory_limit=0,
+                dashboard_address=None,
+                local_directory=scratch,
+                silence_logs=40,
+            )
             stack.enter_context(cluster)
             yield stack.enter_context(Client(cluster))
         else:
             yield stack.enter_context(Client(scheduler))
-
-
-@contextlib.contextmanager
-def _without_main() -> Iterator[None]:
-    """Workers do not need the caller's main module: importing it would run a script that has no `__main__` guard
-    again."""
-    mine, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = mine
 
 
 def _columns(rows: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:

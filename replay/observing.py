@@ -205,7 +205,7 @@ class ObservingEngine(Engine):
         k, reader, start = self.at - 1, self._reader, stage.start
 
         def next_state() -> State:
-            words = np.frombuffer(b"".join(reader.packed()), np.uint8)
+            words = np.frombuffer(bytearray().join(reader.packed()), np.uint8)  # writable: no further copy
             return State(k + 1, None, stored.unpack(self._packed_layout(reader.layout), words))
 
         grads = self._last_grads or self._grads_now(lambda t: True)

@@ -2,19 +2,19 @@
 
     python -m tests.benchmarks.past [--quick] [--only hindsight|flight]
 
-Speed is against the bare loop in a process of its own, one torch thread; a worker's start, which imports torch, is told
-apart from its work.
+Speed is against the bare loop in a process of its own, one torch thread; what it takes to start is told apart from the
+work, and beside two workers stands what the machine gives two bare trainings.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ import torch
 import tracer
 from replay import hindsight
 from tests.benchmarks.loops import autoencoder
-from tests.benchmarks.run import Figure, figure, ratio_of, recording, table, timed
+from tests.benchmarks.run import Figure, figure, ratio_of, recording, table
 
 HOUSE = Path(__file__).parents[2]
 PROGRAM = f"""
@@ -54,47 +54,50 @@ def run(*command: object) -> str:
     return done.stdout
 
 
-class Clock:
-    """When each piece was done."""
-
-    def __init__(self) -> None:
-        self.marks: list[tuple[float, int]] = []
-
-    def __call__(self, done: int, of: int) -> None:
-        self.marks.append((time.perf_counter(), done))
-
-    def rate(self) -> float:
-        """Steps a second between the first piece and the last: without the start of the workers."""
-        (start, first), (end, last) = self.marks[0], self.marks[-1]
-        return (last - first) / (end - start)
+def bare(program: Path, loop: str, steps: int, processes: int) -> float:
+    """Seconds for `steps` steps of plain training, shared equally among independent processes: what the machine gives."""
+    with ThreadPoolExecutor(processes) as pool:
+        took = pool.map(lambda _: float(run(program, loop, steps // processes)), range(processes))
+        return max(took)
 
 
 def asked(folder: Path, loop: str, steps: int, every: int) -> list[Figure]:
-    """Hindsight with one and with two workers on a run of `steps` steps."""
-    (folder / "program.py").write_text(PROGRAM)
-    (folder / "metric.py").write_text(METRIC)
-    bare = steps / statistics.median(float(run(folder / "program.py", loop, steps)) for _ in range(2))
+    """Hindsight with one and with two workers on a run of `steps` steps, and what two bare trainings beside each other give."""
+    program, metric = folder / "program.py", folder / "metric.py"
+    program.write_text(PROGRAM)
+    metric.write_text(METRIC)
     trace = folder / f"{loop}.trace"
     options = ("--detail", "replay", "--keyframe-every", every)
-    run("-m", "apps.cli", "record", "--out", trace, *options, folder / "program.py", loop, steps)
-    walls, rates = {}, {}
-    for workers in (1, 2):
-        clock = Clock()
-        metric = folder / "metric.py"
-        walls[workers] = timed(lambda w=workers, c=clock, m=metric: ask(trace, m, w, c))
-        rates[workers] = clock.rate()
+    run("-m", "apps.cli", "record", "--out", trace, *options, program, loop, steps)
+    # Neighbours in time, so that a machine that slows down slows both sides of a ratio.
+    alone, work = bare(program, loop, steps, 1), {1: working(trace, metric, 1)}
+    pair, work[2] = bare(program, loop, steps, 2), working(trace, metric, 2)
+    speed = {n: wall - start for n, (wall, start) in work.items()}
+    name = f"hindsight, {loop}, {steps} steps"
     return [
-        figure(f"hindsight, {loop}, {steps} steps: one worker against training", "of bare", [rates[1] / bare], "0.9"),
-        figure(f"hindsight, {loop}: two workers over one, while working", "x", [rates[2] / rates[1]], "1.8"),
-        figure(f"hindsight, {loop}: two workers over one, all in all", "x", [walls[1] / walls[2]], "1.8"),
-        figure(f"hindsight, {loop}: wall time, one worker", "s", [walls[1]]),
+        figure(f"{name}: one worker against training", "of bare", [alone / speed[1]], "0.9"),
+        figure(f"{name}: two workers over one, while working", "x", [speed[1] / speed[2]], "1.8"),
+        figure(f"{name}: two workers over one, all in all", "x", [work[1][0] / work[2][0]], "1.8"),
+        figure(f"{loop}: two bare trainings of half the steps over one (the machine's limit)", "x", [alone / pair]),
+        *(figure(f"{name}: wall time, {n} worker(s)", "s", [work[n][0]]) for n in work),
+        *(figure(f"{name}: of which start, {n} worker(s)", "s", [work[n][1]]) for n in work),
     ]
 
 
-def ask(trace: Path, metric: Path, workers: int, clock: Clock) -> None:
-    # One of Dask's workers, too, so that both ways are the same.
-    done = hindsight(trace, f"{metric}:moved", workers=workers, progress=clock)
+def working(trace: Path, metric: Path, workers: int) -> tuple[float, float]:
+    """Seconds for all steps, and for a few: what it takes to start, which any number of steps has to pay."""
+    with tracer.open_trace(trace) as opened:
+        few = [opened.steps // 4, 3 * opened.steps // 4]
+    start = float(run("-m", "tests.benchmarks.past", "--ask", trace, metric, workers, *few))
+    return float(run("-m", "tests.benchmarks.past", "--ask", trace, metric, workers)), start
+
+
+def ask(trace: str, metric: str, workers: str, *steps: str) -> float:
+    """Seconds for one question, in a process that has asked nothing before."""
+    started = time.perf_counter()
+    done = hindsight(trace, f"{metric}:moved", workers=int(workers), steps=[int(k) for k in steps] or None)
     assert set(done.verdicts) == {"verified"}, done.verdicts
+    return time.perf_counter() - started
 
 
 def flight(folder: Path, *, quick: bool) -> list[Figure]:
@@ -113,13 +116,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a minute instead of several")
     parser.add_argument("--only", choices=["hindsight", "flight"])
+    parser.add_argument("--ask", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.ask:
+        print(ask(*options.ask))
+        return
     torch.set_num_threads(1)
     rows: list[Figure] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if options.only != "flight":
-            rows += asked(folder, "autoencoder", 3000 if options.quick else 12_000, 500)
+            rows += asked(folder, "autoencoder", 4000 if options.quick else 16_000, 500)
         if options.only is None and not options.quick:
             rows += asked(folder, "convnet", 200, 25)
         if options.only != "hindsight":
