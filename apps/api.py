@@ -342,6 +342,7 @@ class BatchOf(Guarded):
                 "loss": run.scalars_at(k).get("loss"),
                 "size": batch.size,
                 "labels": batch.labels,
+                "pixels_not_finite": batch.bad,
                 "image_shape": None if batch.images is None else list(batch.images.shape[1:]),
                 "images": None if shown is None else as_lists(shown),
                 "per_sample": run.per_sample(k),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
@@ -15,11 +15,17 @@ if TYPE_CHECKING:
     from apps.normalize import Normalize
 
 
+_MOST_TEXTS: Final = 512
+BAD: Final = (140, 90, 200)
+"""What is NaN or infinite, in every picture (UNKNOWN in static/common.js)."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """One batch: `images` uint8 [B, H, W] or [B, H, W, 3] where it has some, `labels` [B], `text` for all else.
 
-    `note` says what was undone for display.
+    `note` says what was undone for display. `bad` pixels are NaN or infinite: the images are then in colour, and those
+    pixels are BAD.
     """
 
     images: NDArray[np.uint8] | None
@@ -27,6 +33,7 @@ class Batch:
     text: str
     size: int
     note: str = ""
+    bad: int = 0
 
 
 def shown_batch(value: Any, normalize: Normalize | None = None) -> Batch:
@@ -35,11 +42,14 @@ def shown_batch(value: Any, normalize: Normalize | None = None) -> Batch:
     arrays = [a for a in parts if a.ndim]
     pixels = next((a for a in arrays if is_image(a)), None)
     undone = normalize.undone(pixels) if normalize is not None and pixels is not None else None
-    images = None if pixels is None else as_images(pixels if undone is None else undone)
-    note = "" if undone is None or normalize is None else f"Normalize undone, as {normalize.where} has it"
+    shown = pixels if undone is None else undone
+    images = None if shown is None else as_images(shown)
+    bad = 0 if shown is None else int((~np.isfinite(shown)).sum())
+    notes = [f"Normalize undone, as {normalize.where} has it"] if undone is not None and normalize is not None else []
+    notes += [f"{bad} pixels are NaN or infinite: violet"] if bad else []
     size = len(arrays[0]) if arrays else 0
     labels = next((a.tolist() for a in arrays if a.ndim == 1 and len(a) == size and a is not arrays[0]), None)
-    return Batch(images, labels, "" if images is not None else _described(value), size, note)
+    return Batch(images, labels, "" if images is not None else _described(value), size, " · ".join(notes), bad)
 
 
 def is_image(array: NDArray[Any]) -> bool:
@@ -70,19 +80,38 @@ def as_images(array: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
     low, high = (0.0, 1.0) if low >= 0 and high <= 1 else (low, high)
     scaled = (np.nan_to_num(array.astype(np.float32)) - low) / (high - low or 1)
-    return np.ascontiguousarray((np.clip(scaled, 0, 1) * 255).round().astype(np.uint8))
+    pixels = np.ascontiguousarray((np.clip(scaled, 0, 1) * 255).round().astype(np.uint8))
+    return pixels if finite.size == array.size else _marked(pixels, np.isfinite(array))
+
+
+def _marked(pixels: NDArray[np.uint8], finite: NDArray[np.bool_]) -> NDArray[np.uint8]:
+    """Pictures in colour, in which what is not finite has a colour that no picture has by chance: it is no black."""
+    if pixels.ndim == 3:
+        pixels, finite = np.repeat(pixels[..., None], 3, axis=3), finite[..., None]
+    return np.where(finite.all(axis=3, keepdims=True), pixels, np.array(BAD, np.uint8))
 
 
 def _described(value: Any) -> str:
-    lines = []
-    for i, leaf in enumerate(_leaves(value)):
-        if hasattr(leaf, "shape"):
-            array = np.asarray(plain(leaf))
-            text = np.array2string(array, threshold=200, edgeitems=4, precision=4, max_line_width=110)
-            lines.append(f"[{i}] {array.dtype} {list(array.shape)}\n{text}")
-        else:
-            lines.append(f"[{i}] {str(leaf)[:2000]}")
-    return "\n\n".join(lines) or "an empty batch"
+    return "\n\n".join(_parts(value, "")) or "an empty batch"
+
+
+def _parts(value: Any, path: str) -> Iterator[str]:
+    """A batch in words, a part for each array, list of texts, or other value; each under its place in the batch."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from _parts(item, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
+        texts = "\n".join(f"{i:>4}  {item[:400]}" for i, item in enumerate(value[:_MOST_TEXTS]))
+        yield f"{path or 'texts'}: {len(value)} texts\n{texts}" + ("\n      …" if len(value) > _MOST_TEXTS else "")
+    elif isinstance(value, list | tuple):
+        for i, item in enumerate(value):
+            yield from _parts(item, f"{path}.{i}" if path else str(i))
+    elif hasattr(value, "shape"):
+        array = np.asarray(plain(value))
+        text = np.array2string(array, threshold=3000, edgeitems=8, precision=4, max_line_width=150)
+        yield f"{path or 'batch'}: {array.dtype} {list(array.shape)}\n{text}"
+    else:
+        yield f"{path or 'batch'}: {str(value)[:2000]}"
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -99,12 +99,12 @@ class Recorded(Scalars):
         return found
 
     def winners(self, k: int, sample: int, count: int = 5) -> list[tuple[int, float]]:
-        """The features that score highest on one sample of step `k`, with their scores; empty where not captured."""
+        """The features that score highest on one sample of step `k`, with their scores; none where there are no scores."""
         for key in self.keys_of("sample", 2):
             scores = self.capture_or_none(key, k)
             if scores is not None and 0 <= sample < len(scores):
                 best = np.argsort(-np.nan_to_num(scores[sample], nan=-np.inf), kind="stable")[:count]
-                return [(int(i), float(scores[sample, i])) for i in best]
+                return [(int(i), float(scores[sample, i])) for i in best if not np.isnan(scores[sample, i])]
         return []
 
     # -- captures ------------------------------------------------------------------------------------------------------
@@ -354,8 +354,8 @@ class Recorded(Scalars):
     @cached_property
     def sources(self) -> list[str]:
         """What a similarity matrix can be of: weights, captured [D, F] tensors, and the optimizer's movement."""
-        small = [n for n in self.matrices if self._shape(n)[0] <= _LARGEST_MATRIX]
-        own = [k for k in self.keys_of("feature", 2) if self._forms[k][0][0] <= _LARGEST_MATRIX]
+        small = [n for n in self.matrices if 2 <= self._shape(n)[0] <= _LARGEST_MATRIX]
+        own = [k for k in self.keys_of("feature", 2) if 2 <= self._forms[k][0][0] <= _LARGEST_MATRIX]
         movement = [f"{layer}/grad_delta" for layer in self.layers if f"{layer}/som_targets" in self._forms and small]
         return [*small, *own, *movement]
 

@@ -85,19 +85,21 @@ class Scalars:
     def series_names(self) -> list[str]:
         """The scalars worth a chart: those that are no bookkeeping and have a value somewhere."""
         skip = {"step", "session", "epoch", "batch_index", "batch_size", "time"}
-        return [n for n, v in self.scalars.items() if n not in skip and not np.isnan(v).all()] + [
-            n for n in ("loss",) if n in self.scalars and np.isnan(self.scalars[n]).all()
-        ]
+        return [n for n in self.scalars if n not in skip and (self.given(n).any() or n == "loss")]
 
     def scalars_at(self, k: int) -> dict[str, float]:
-        """The scalars of step `k`; empty where the step has no row, the record's own where it came just now."""
+        """The scalars that step `k` gave; none where the step has no row, the record's own where it came just now."""
         steps = self.scalars.get("step", np.empty(0))
         place = int(np.searchsorted(steps, k))
         if place >= len(steps) and not self.empty and k <= self.last:
             return self._just_recorded(k)
         if place >= len(steps) or steps[place] != k:
             return {}
-        return {name: float(values[place]) for name, values in self.scalars.items()}
+        return {name: float(v[place]) for name, v in self.scalars.items() if self._was_given(name, place)}
+
+    def _was_given(self, name: str, place: int) -> bool:
+        mask = np.ma.getmask(self._columns.get(name))
+        return mask is np.ma.nomask or not mask[place]
 
     def _just_recorded(self, k: int) -> dict[str, float]:
         """Of a step that a live run made since the figures were read: what its record says."""

@@ -335,8 +335,8 @@ def facts(run: Recorded, k: int) -> list[tuple[str, Any]]:
     values = run.scalars_at(k)
     shown: list[tuple[str, Any]] = [("step", k)]
     for name in ("epoch", "loss", "lr", "grad_norm"):
-        if name in values and not (np.isnan(values[name]) and name != "loss"):
-            value = values[name]
+        value = values.get(name)
+        if value is not None:
             shown.append((name.replace("_", " "), int(value) if name == "epoch" else value))
     verdict = run.trace.verdicts.get(k)
     return [*shown, ("", verdict)] if verdict else shown

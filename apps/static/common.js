@@ -61,7 +61,7 @@ function picture(data, width, height, low, high, colours) {
   const image = new ImageData(width, height), lut = COLOURS[colours], scale = 255 / ((high - low) || 1);
   for (let i = 0; i < width * height; i++) {
     const value = data[i], at = 4 * i;
-    if (Number.isNaN(value)) { [image.data[at], image.data[at + 1], image.data[at + 2]] = UNKNOWN; }
+    if (Number.isNaN(value)) { canvas.bad = true; [image.data[at], image.data[at + 1], image.data[at + 2]] = UNKNOWN; }
     else {
       const c = 3 * Math.max(0, Math.min(255, Math.round((value - low) * scale)));
       image.data[at] = lut[c]; image.data[at + 1] = lut[c + 1]; image.data[at + 2] = lut[c + 2];
@@ -79,18 +79,18 @@ function levels(data, width, height, colours) {
   const image = new ImageData(width, height), pixels = new Uint32Array(image.data.buffer), lut = COLOURS[colours], shades = new Uint32Array(256);
   for (let i = 0; i < 255; i++) { const c = 3 * Math.round(i * 255 / 254); shades[i] = 0xff000000 | (lut[c + 2] << 16) | (lut[c + 1] << 8) | lut[c]; }
   shades[255] = 0xff000000 | (UNKNOWN[2] << 16) | (UNKNOWN[1] << 8) | UNKNOWN[0];
-  for (let i = 0; i < pixels.length; i++) pixels[i] = shades[data[i]];
+  for (let i = 0; i < pixels.length; i++) { pixels[i] = shades[data[i]]; if (data[i] === 255) canvas.bad = true; }
   canvas.getContext("2d").putImageData(image, 0, 0);
   return canvas;
 }
 
-// A colour bar with its two ends and the middle.
-function scaleBar(low, high, colours, unit = "") {
+// A colour bar with its two ends; where the picture beside it has NaN (`bad`), what colour that is.
+function scaleBar(low, high, colours, bad = false) {
   const lut = COLOURS[colours];
   const stops = [0, 51, 102, 153, 204, 255].map((i) => `rgb(${lut[3 * i]},${lut[3 * i + 1]},${lut[3 * i + 2]})`);
   return el("div", { class: "row num", style: "gap:6px;font-size:12px", "aria-label": `colour scale ${fmt(low)} to ${fmt(high)}` },
     fmt(low), el("span", { style: `width:140px;height:10px;border-radius:3px;border:1px solid var(--rw-line);background:linear-gradient(to right,${stops})` }),
-    fmt(high), el("span", { class: "soft" }, unit));
+    fmt(high), bad && el("span", { class: "row", style: "gap:5px;margin-left:10px" }, el("span", { style: `width:10px;height:10px;border-radius:2px;background:rgb(${UNKNOWN})` }), "NaN"));
 }
 
 // Draws at the screen's own resolution; returns a context in CSS pixels.
@@ -129,5 +129,6 @@ function surface(start) {
 }
 
 function saying(root, text) {
-  root.replaceChildren(el("div", { class: "card" }, el("div", { class: "empty", role: "status" }, text)));
+  const sentence = text.charAt(0).toUpperCase() + text.slice(1);
+  root.replaceChildren(el("div", { class: "card" }, el("div", { class: "empty", role: "status" }, sentence)));
 }

@@ -23,9 +23,8 @@ export const render = surface((root, send) => {
   const label = (i) => last.order ? last.order[i] : i;
   function draw() {
     for (const p of panes) {
-      const { data, shape } = last.arrays[p.map.name], [h, w] = shape, side = square(p);
+      const [h, w] = last.arrays[p.map.name].shape, side = square(p);
       const width = side * Math.min(1, w / h), height = side * Math.min(1, h / w), c = sized(p.canvas, width, height);
-      if (p.of !== data) { p.of = data; p.image = last.levels ? levels(data, w, h, p.map.colours) : picture(data, w, h, p.map.low, p.map.high, p.map.colours); }
       c.imageSmoothingEnabled = false; c.drawImage(p.image, 0, 0, width, height);
       const chosen = last.order ? last.order.indexOf(last.feature) : last.feature;
       c.strokeStyle = ink("accent"); c.lineWidth = 1.5;
@@ -55,9 +54,10 @@ export const render = surface((root, send) => {
     if (card.parentNode !== root) root.replaceChildren(card);
     if (!same) build();
     last.maps.forEach((m, i) => {
-      const p = panes[i]; p.map = m; p.of = null;
+      const p = panes[i], { data, shape: [h, w] } = last.arrays[m.name];
+      p.map = m; p.image = last.levels ? levels(data, w, h, m.colours) : picture(data, w, h, m.low, m.high, m.colours);
       p.canvas.parentNode.querySelector("h2").textContent = m.title;
-      p.under.replaceChildren(el("div", { style: "margin:6px 0 2px" }, scaleBar(m.low, m.high, m.colours)), el("div", { class: "num", style: "font-size:12px" }, m.figures || ""));
+      p.under.replaceChildren(el("div", { style: "margin:6px 0 2px" }, scaleBar(m.low, m.high, m.colours, p.image.bad)), el("div", { class: "num", style: "font-size:12px" }, m.figures || ""));
     });
     draw();
   };

@@ -54,6 +54,8 @@ export const render = surface((root, send) => {
     const known = (v) => Array.from(v).filter((x) => !Number.isNaN(x));
     const over = (f) => (v) => { const k = known(v); return k.length ? f(k) : NaN; };
     sums.replaceChildren(line("mean", over((k) => k.reduce((a, b) => a + b, 0) / k.length)), line("min", over((k) => k.reduce((a, b) => Math.min(a, b)))), line("max", over((k) => k.reduce((a, b) => Math.max(a, b)))));
+    const unknown = Object.fromEntries(s.names.map((n) => [n, s.columns[n].reduce((count, v) => count + Number.isNaN(v), 0)]));
+    if (Object.values(unknown).some(Boolean)) sums.append(el("div", { class: "line sum unknown" }, el("b", {}, "NaN"), el("span", {}), s.names.map((n) => el("span", { class: "num right" }, String(unknown[n])))));
     const tally = {};
     for (const word of s.statuses) tally[word] = (tally[word] || 0) + 1;
     counts.replaceChildren(...["winner", "contender", "dead", "unknown"].filter((w) => tally[w]).map((w) => el("span", { class: `chip ${w}` }, `${tally[w]} ${w}`)));

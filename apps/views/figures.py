@@ -27,18 +27,21 @@ _MOST_MARKS: Final = 500
 LIGHT: Final = {"ink": "#1a2029", "soft": "#566072", "line": "#d9dde3", "card": "#ffffff", "accent": "#1f5fd0"}
 DARK: Final = {"ink": "#e7ebf1", "soft": "#a3aebe", "line": "#323a46", "card": "#1a1f27", "accent": "#7fb0ff"}
 
+# As many digits as tell neighbouring ticks apart.
 _NUMBER = """
-const size = Math.abs(%s);
+const size = Math.abs(tick);
 if (Number.isNaN(size)) return "NaN";
 if (size === 0) return "0";
-if (size < 1e-3 || size >= 1e5) return (%s).toExponential(2).replace(/\\.?0+e/, "e");
-return String(Number((%s).toPrecision(4)));
+const gap = ticks.length > 1 ? Math.min(...ticks.slice(1).map((t, i) => Math.abs(t - ticks[i]))) : 0;
+const digits = gap > 0 ? Math.min(12, Math.max(4, 2 + Math.ceil(Math.log10(size / gap)))) : 4;
+if (size < 1e-3 || size >= 1e5) return tick.toExponential(digits - 2).replace(/\\.?0+e/, "e");
+return String(Number(tick.toPrecision(digits)));
 """
 
 
 def plain_numbers() -> CustomJSTickFormatter:
     """Ticks as people write them: 0.001, 10, 1000, 1e5."""
-    return CustomJSTickFormatter(code=_NUMBER % (("tick",) * 3))
+    return CustomJSTickFormatter(code=_NUMBER)
 
 
 def hover(*rows: tuple[str, str], mode: str = "mouse", **options: Any) -> HoverTool:
@@ -125,18 +128,18 @@ class Marks:
         plot.add_tools(hover(("step", "@x{%d}"), ("", "@what"), renderers=[drawn]))
 
     def show(self, lines: Mapping[str, tuple[NDArray[Any], NDArray[np.float64]]], *, log: bool = False) -> int:
-        """Mark what of `lines`, (steps, values) by name, is not finite; return how many values that is."""
+        """Mark what of `lines`, (steps, values) by name, is not finite; return at how many steps that is so."""
         found: dict[int, list[str]] = {}
-        count = 0
+        marked: set[int] = set()
         for name, (steps, values) in lines.items():
             bad = np.flatnonzero(~np.isfinite(values))
-            count += len(bad)
+            marked.update(steps[bad].tolist())
             for i in bad[:: max(1, len(bad) // _MOST_MARKS)]:
                 found.setdefault(int(steps[i]), []).append(f"{name} is {word(values[i])}")
         texts = [", ".join(words[:6]) + (" …" if len(words) > 6 else "") for words in found.values()]
         foot = lowest([values for _, values in lines.values()], log=log)
         self._source.data = {"x": list(found), "y": [foot] * len(found), "what": texts}
-        return count
+        return len(marked)
 
 
 def word(value: float) -> str:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from apps.recorded import Recorded
     from apps.views.view import Host
 
+UNKNOWN = "#8C5AC8"
+"""NaN, as in pictures."""
 SAMPLE = 200
 """So many steps at most show the ratio where it has to be worked out from weights."""
 _RATIOS = {"mask": ("som_magnitude", "grad_magnitude"), "gradient": ("som_norm", "grad_norm_masked")}
@@ -38,7 +40,8 @@ def scatter_data(run: Recorded, layer: str, k: int, by: str, *, log: bool) -> tu
     rates = run.capture_or_none(f"{layer}/win_rate", k)
     rates = np.full(len(som), np.nan) if rates is None else rates.astype(np.float64)
     a, b = (figures.positive(gradient), figures.positive(som)) if log else (gradient, som)
-    return {"x": a, "y": b, "win_rate": rates, "feature": np.arange(len(som))}, x, y
+    data = {"x": a, "y": b, "win_rate": rates, "feature": np.arange(len(som)), "gradient": gradient, "som": som}
+    return data, x, y
 
 
 def detail_frame(run: Recorded, layer: str, k: int, feature: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -60,10 +63,28 @@ def detail_frame(run: Recorded, layer: str, k: int, feature: int) -> tuple[dict[
         {"name": name, "norm": float(np.linalg.norm(v)), "limit": own if name == "weight" else shared}
         for name, v in parts.items()
     ]
-    word = "agree" if found.cosine > 0 else "fight" if found.cosine < 0 else "have no common direction"
-    words = [(f"cosine of gradient and SOM delta: {found.cosine:.4f}, they {word}", "num")]
+    words = [(f"cosine of gradient and SOM delta: {cosine_words(found.cosine)}", "num")]
     scales = [("weight", own), ("deltas", shared)]
     return {"title": f"Feature {feature}, step {k}", "pictures": pictures, "scales": scales, "words": words}, arrays
+
+
+def cosine_words(cosine: float) -> str:
+    """A cosine of two movements, and what it says."""
+    if np.isnan(cosine):
+        return "NaN, as one of them is zero or not finite"
+    word = "agree" if cosine > 0 else "fight" if cosine < 0 else "have no common direction"
+    return f"{cosine:.4f}, they {word}"
+
+
+def unseen(data: dict[str, Any], *, log: bool) -> str:
+    """Which features have no point in the scatter, and why, in words; empty where all have one."""
+    x, y = np.asarray(data["x"], float), np.asarray(data["y"], float)
+    lost = np.flatnonzero(~(np.isfinite(x) & np.isfinite(y)))
+    if not len(lost):
+        return ""
+    some = ", ".join(map(str, lost[:8])) + (" …" if len(lost) > 8 else "")
+    why = "NaN, infinite, or zero, which a log axis has no place for" if log else "NaN or infinite"
+    return f"no point for {len(lost)} of {len(x)} features ({some}): {why}"
 
 
 def plain_detail_frame(
@@ -80,7 +101,7 @@ def plain_detail_frame(
     rows = {name: values[feature] for name, values in parts.items()}
     pictures = [{"name": n, "norm": float(np.linalg.norm(v)), "limit": _limit(v)} for n, v in rows.items()]
     cosine = float(forces.row_cosines(gradient[feature][None], moved[feature][None])[0])
-    words = [(f"cosine of gradient and movement: {cosine:.4f}", "num")]
+    words = [(f"cosine of gradient and movement: {cosine_words(cosine)}", "num")]
     scales = [(one["name"], one["limit"]) for one in pictures]
     frame = {"title": f"Feature {feature}, step {k}", "pictures": pictures, "scales": scales, "words": words}
     return frame, {n: pixels(v) for n, v in rows.items()}
@@ -139,7 +160,8 @@ class ForcesView:
         )
         self.root.sizing_mode = "stretch_width"
         self._plot: Figure | None = None
-        self._source = ColumnDataSource({"x": [], "y": [], "win_rate": [], "feature": []})
+        self._source = ColumnDataSource({name: [] for name in ("x", "y", "win_rate", "feature", "gradient", "som")})
+        self._scale: ColorBar | None = None
 
     def show(self) -> None:
         """Paint the forces of the step."""
@@ -158,6 +180,10 @@ class ForcesView:
         if self._plot is None:
             self._build()
         assert self._plot is not None
+        assert self._scale is not None
+        known = f"{chosen.layer}/win_rate" in run.capture_keys
+        self._scale.visible = known
+        self._scale.color_mapper.nan_color = UNKNOWN if known else figures.PALETTE[0]
         self._source.data = data
         place = self._source.data["feature"] == chosen.feature
         self._source.selected.indices = np.flatnonzero(place).tolist()
@@ -165,7 +191,8 @@ class ForcesView:
         self._bar.send({"controls": self._controls(), "words": self._words()})
         most = None if captured_ratio(run, chosen.layer, by) else SAMPLE
         key = (run, chosen.layer, by)
-        self._line.show(key, lambda twin, after: ratio_over_steps(twin, chosen.layer, by, after), most=most)
+        title = "movement : gradient over all steps" if by == "plain" else "SOM : gradient over all steps"
+        self._line.show(key, lambda run, after: ratio_over_steps(run, chosen.layer, by, after), title=title, most=most)
 
     def grow(self) -> None:
         """The run on show has grown, and the line with it."""
@@ -178,7 +205,7 @@ class ForcesView:
 
     def export(self) -> dict[str, NDArray[Any]]:
         """The points of the scatter."""
-        return {n: np.asarray(v) for n, v in self._source.data.items()}
+        return {n: np.asarray(v) for n, v in self._source.data.items() if n not in ("x", "y")}
 
     def python(self) -> str:
         """How a notebook gets the same."""
@@ -194,21 +221,27 @@ class ForcesView:
 
     def _words(self) -> list[tuple[str, str]]:
         run, chosen = self._host.run, self._host.selection
+        lost = unseen(self._source.data, log=self._options["log"])
+        last = [(lost, "unknown")] if lost else []
         if self._options["by"] == "plain":
-            return []
-        som, gradient = np.nanmean(self._source.data["y"]), np.nanmean(self._source.data["x"])
-        words = [(f"SOM : gradient {som / gradient:.3g}" if gradient else "no gradient at all", "num")]
+            return last
+        ratio = forces.force_ratio(self._source.data["som"], self._source.data["gradient"])
+        words = [
+            (f"SOM : gradient {ratio:.3g}" if np.isfinite(ratio) else f"SOM : gradient {figures.word(ratio)}", "num")
+        ]
         try:
             counts = forces.agreement(run.force_cosines(chosen.layer, chosen.step))
         except RewindError:
-            return words
-        return [(f"{counts.agree} agree", "chip verified"), (f"{counts.fight} fight", "chip diverged"), *words]
+            return [*words, *last]
+        neither = [(f"{counts.neither} neither", "chip unknown")] if counts.neither else []
+        counted = [(f"{counts.agree} agree", "chip verified"), (f"{counts.fight} fight", "chip diverged"), *neither]
+        return [*counted, *words, *last]
 
     def _build(self) -> None:
         kind = "log" if self._options["log"] else "linear"
         plot = figures.chart("Forces per feature", "", "", height=540, x_axis_type=kind, y_axis_type=kind)
         plot.xaxis.formatter = plot.yaxis.formatter = figures.plain_numbers()
-        mapper = LinearColorMapper("Viridis256", low=0, high=1, nan_color="#8C5AC8")
+        mapper = LinearColorMapper("Viridis256", low=0, high=1, nan_color=UNKNOWN)
         points = plot.scatter(
             "x",
             "y",
@@ -223,14 +256,14 @@ class ForcesView:
         plot.add_tools(
             figures.hover(
                 ("feature", "@feature"),
-                ("gradient side", "@x{%.4g}"),
-                ("other side", "@y{%.4g}"),
+                ("gradient side", "@gradient{%.4g}"),
+                ("other side", "@som{%.4g}"),
                 ("win rate", "@win_rate{%.4g}"),
                 renderers=[points],
             )
         )
-        bar = ColorBar(color_mapper=mapper, title="win rate", width=10, background_fill_alpha=0)
-        plot.add_layout(bar, "right")
+        self._scale = ColorBar(color_mapper=mapper, title="win rate", width=10, background_fill_alpha=0)
+        plot.add_layout(self._scale, "right")
         plot.on_event(Tap, self._tapped)
         self._plot = plot
         self._place[:] = [figures.card(plot, right=12)]

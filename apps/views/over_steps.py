@@ -56,12 +56,13 @@ class StepLine:
         self._most: int | None = None
         self._source = ColumnDataSource({name: [1.0] for name in ("x", *names)})
         self.plot = figures.chart(title, "step", y, height=190, log=log)
-        drawn = []
+        drawn, self._lone = [], []
         for i, name in enumerate(names):
             hue, dash = figures.colour(i)
             label = {"legend_label": name} if len(names) > 1 else {}
             line = self.plot.line("x", name, source=self._source, color=hue, line_dash=dash, line_width=1.8, **label)
             drawn.append(line)
+            self._lone.append(self.plot.scatter("x", name, source=self._source, color=hue, size=7, visible=False))
         rows = (("step", "@x"), *((n, f"@{n}{{%.4g}}") for n in names))
         self.plot.add_tools(figures.hover(*rows, mode="vline", renderers=drawn[:1]))
         if len(names) > 1:
@@ -132,7 +133,9 @@ class StepLine:
             "x": steps[shown],
             **{n: figures.positive(v) if self._log else v for n, v in finite.items()},
         }
+        for point in self._lone:
+            point.visible = len(shown) == 1
         bad = self._marks.show({n: (steps, whole[n]) for n in self._names}, log=self._log)
         self.plot.title.text = self._title if len(steps) else f"{self._title}: no step has it"
         if bad:
-            self.plot.title.text += f" ({bad} values are not finite: marked)"
+            self.plot.title.text += f" (x: not finite at {bad} {'step' if bad == 1 else 'steps'})"

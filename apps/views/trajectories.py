@@ -37,7 +37,7 @@ def series(
     """One quantity of the watched features: (steps [T], values [T, W]); the cosine at no more than 1500 states."""
     if metric != INITIAL:
         return run.trajectory(layer, metric, watched)
-    name = run.weight_of(layer)
+    name = run.main_weight(layer)
     states = run.trace.stored_states.array()
     chosen = states[spread(0, len(states) - 1, POINTS)]
     steps, rows = run.trace.weights(name, list(watched), range(int(chosen[0]), int(chosen[-1]) + 1, _stride(chosen)))
@@ -64,7 +64,7 @@ def parse_watched(text: str) -> tuple[int, ...]:
 def pairs_frame(run: Recorded, layer: str, k: int, watched: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The frame of the watched features' pairwise cosines at step `k`."""
     try:
-        matrix = pairwise(run.weight(run.weight_of(layer), k), watched)
+        matrix = pairwise(run.weight(run.main_weight(layer), k), watched)
     except RewindError as error:
         return {"problem": str(error)}, {}
     title = f"cosine between the watched, step {k}"
@@ -153,6 +153,8 @@ class TrajectoriesView:
 
     def _watched(self, run: Recorded, layer: str) -> tuple[int, ...]:
         size = next((s[0] for k, (s, _) in run._forms.items() if k.startswith(f"{layer}/") and len(s) == 1), 10**9)
+        if not layer and run.matrices:
+            size = run._shape(run.main_weight(layer))[0]
         return tuple(f for f in self._host.selection.watched if f < size) or (0,)
 
     def _build(self, run: Recorded, layer: str, watched: tuple[int, ...], metrics: list[str]) -> None:

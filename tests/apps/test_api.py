@@ -219,7 +219,7 @@ def test_a_paused_run_is_asked_for_what_its_trace_lacks(tmp_path):  # S4.1 S4.8
         server = Api(run.path)
         try:
             assert server.get("batch")[0] == 200
-            assert server.get("batch")[1]["text"].startswith("[0] float32 [4, 6]")
+            assert server.get("batch")[1]["text"].startswith("0: float32 [4, 6]")
             assert server.get("batch", step=1)[0] == 404
             assert server.get("step_data/keys")[1]["keys"] == ["layer/output"]
             assert len(server.get("step_data/layer%2Foutput")[1]["value"]) == 8

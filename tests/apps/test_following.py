@@ -51,7 +51,7 @@ def test_a_page_holds_steps_and_lets_go_of_a_run_of_little_detail(tmp_path):  # 
         assert np.array_equal(run.weight("0.weight", 3), weights["0.weight"].double().numpy())
         assert set(run._grads(2)) == set(grads)
         assert run.capture("layer/output", 2).shape == (8,)
-        assert run.batch(2).text.startswith("[0] float32 [4, 6]")
+        assert run.batch(2).text.startswith("0: float32 [4, 6]")
         with pytest.raises(MissingDataError, match="batch"):
             run.batch(1)
         page.heard({"do": "advance", "steps": 2})

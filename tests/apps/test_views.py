@@ -17,7 +17,7 @@ from apps.selection import History, Selection, from_query
 from apps.viewer import Viewer, facts, skyline
 from apps.views.batch import batch_frame
 from apps.views.features import feature_frame
-from apps.views.forces import pixels, ratio_over_steps, scatter_data
+from apps.views.forces import cosine_words, pixels, ratio_over_steps, scatter_data, unseen
 from apps.views.matrices import as_levels, figures_of, fit, matrix_pair
 from apps.views.metrics import ALL, FAMILY
 from apps.views.over_steps import grid, sampled, spread
@@ -125,9 +125,41 @@ def test_images_of_every_kind():
     floats = np.linspace(-1, 1, 2 * 3 * 4 * 4, dtype=np.float32).reshape(2, 3, 4, 4)
     assert as_images(floats).shape == (2, 4, 4, 3)
     assert (as_images(floats).min(), as_images(floats).max()) == (0, 255)
-    assert shown_batch([np.full((2, 9, 9), np.nan, np.float32), np.arange(2)]).images.shape == (2, 9, 9)
-    assert shown_batch({"tokens": np.arange(6).reshape(2, 3), "text": "abc"}).text.startswith("[0] int64 [2, 3]")
+    said = shown_batch({"tokens": np.arange(6).reshape(2, 3), "texts": ["abc", "d"], "n": [np.ones(1), 3]}).text
+    heads = ["tokens: int64 [2, 3]", "texts: 2 texts\n   0  abc\n   1  d", "n.0: float64 [1]", "n.1: 3"]
+    assert [part.startswith(head) for part, head in zip(said.split("\n\n"), heads, strict=True)] == [True] * 4
     assert shown_batch(None).text
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_pixels_that_are_not_finite_are_marked_and_not_black(bad):  # S1.2
+    pixels = np.linspace(0, 1, 2 * 9 * 9, dtype=np.float32).reshape(2, 9, 9)
+    gray = as_images(pixels)
+    pixels[1, 2, 3] = bad
+    found = shown_batch([pixels, np.arange(2)])
+    assert (found.bad, found.note) == (1, "1 pixels are NaN or infinite: violet")
+    assert found.images[1, 2, 3].tolist() == [140, 90, 200]
+    rest = np.ones((2, 9, 9), bool)
+    rest[1, 2, 3] = False
+    assert np.array_equal(found.images[rest], np.repeat(gray[rest][:, None], 3, axis=1))
+    colour = np.moveaxis(np.stack([pixels] * 3), 0, 1)
+    assert as_images(colour)[1, 2, 3].tolist() == [140, 90, 200]
+
+
+def test_forces_that_have_no_point_are_named():  # S1.2
+    data = {"x": np.array([1.0, np.nan, 2.0]), "y": np.array([1.0, 1.0, np.inf])}
+    assert unseen(data, log=False) == "no point for 2 of 3 features (1, 2): NaN or infinite"
+    assert "log axis" in unseen(data, log=True)
+    assert unseen({"x": np.ones(2), "y": np.ones(2)}, log=True) == ""
+    assert cosine_words(float("nan")).startswith("NaN, as")
+
+
+def test_a_step_says_nan_where_it_gave_one_and_nothing_where_it_gave_none(tmp_path):  # S1.2
+    run, _ = recorded(tmp_path / "t", steps=9, nan_at=7)
+    assert np.isnan(run.scalars_at(7)["loss"])
+    run._columns["loss"] = np.ma.masked_array(run.scalars["loss"], mask=np.arange(9) == 7)
+    assert "loss" not in run.scalars_at(7)
+    assert "loss" in run.scalars_at(6)
 
 
 def test_normalize_is_undone_where_the_source_has_it(tmp_path):  # S4.2
