@@ -89,13 +89,13 @@ class Chain:
         self._all = [segment for _, segment in sorted({**self.open, **self.sealed}.items())]
         by_session: dict[int, list[Segment]] = {}
         for segment in self._all:
-            by_session.setdefault(segment.session, []).append(segment)
+            # A tail whose first record is torn or damaged does not say where it begins: it holds nothing, and has no place.
+            if isinstance(segment, SealedSegment) or segment.begin:
+                by_session.setdefault(segment.session, []).append(segment)
         starts = {s.session: s.first_step for s in self.manifest.sessions}
-        self._sessions = [
-            (session, starts.get(session, found[0].first_step), found)
-            for session, found in sorted(by_session.items())
-            if any(segment.steps.runs for segment in found)
-        ]
+        found = [(s, starts.get(s, own[0].first_step), own) for s, own in sorted(by_session.items())]
+        # A session that passed no step has superseded nothing; where there is no other, its first state is the trace's.
+        self._sessions = [each for each in found if any(segment.steps.runs for segment in each[2])] or found[-1:]
         planned = self.manifest.sessions[0].first_step if self.manifest.sessions else 0
         self.first_step = min((first for _, first, _ in self._sessions), default=planned)
         self.end = self.first_step

@@ -58,7 +58,10 @@ def structural(chain: Chain) -> Iterator[str]:
 def _tail(tail: OpenSegment, *, followed: bool) -> Iterator[str]:
     if tail.damage is not None:
         yield f"{tail.damage}; what follows there cannot be read"
-    elif followed and tail.torn_bytes:
+        return
+    if followed and tail.torn_bytes:
+        tail.refresh()  # it was just being ended, maybe: its last record comes after the next file is there
+    if followed and tail.torn_bytes:
         yield f"{tail.path}: its last {tail.torn_bytes} bytes are damaged"
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tracer.lost import worded
-from tracer.tail import Buffer, TailWriter, sync
+from tracer.tail import Buffer, NoTail, TailWriter, sync
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +56,13 @@ class Journal:
         self._lost: list[list[int]] = []
         self.remade: Callable[[], None] = lambda: None
         self.failure: OSError | None = None
-        self._tail = self._begin(first_step)
+        self._unmade = False
+        try:
+            self._tail: TailWriter | NoTail = self._begin(first_step)
+        except OSError as error:
+            self._tail = NoTail()
+            self._sequence = -1
+            self._fail(error)
 
     def _begin(self, step: int) -> TailWriter:
         tail = TailWriter(self._path / "tail" / f"{self._session:04d}-{self._sequence:06d}.log")
@@ -108,6 +114,11 @@ class Journal:
             _log.error("cannot write to %s: %s; training goes on, steps are being lost", self._path, error)
         self.failure = error
 
+    def refused(self, error: OSError) -> None:
+        """What the trace needs beside its tails was refused: `remade` tries it again before the next record."""
+        self._unmade = True
+        self._fail(error)
+
     def _owe(self, header: dict[str, Any], sections: Sections) -> None:
         if header["kind"] not in _OWED:
             return
@@ -122,6 +133,10 @@ class Journal:
         """Try the disk again: first what is owed, then which steps were lost. Raise OSError where it still refuses."""
         if not self._tail_is_there():
             self._replace_tail()
+            self._unmade = True
+        if self._unmade:
+            self.remade()
+            self._unmade = False
         while self._owed:
             owed, sections = self._owed[0]
             self.written += self._tail.append(owed, sections)
@@ -159,7 +174,6 @@ class Journal:
             raise
         old.close()
         self._lose(first, self._next_step - 1)
-        self.remade()
 
     def _lose(self, first: int, last: int) -> None:
         if self._lost and first <= self._lost[-1][1] + 1:
@@ -169,13 +183,15 @@ class Journal:
 
     def step(self, header: dict[str, Any], sections: Sections) -> bool:
         """Write a step record; roll the file and ask the disk to keep it where that is due."""
-        self._next_step = int(header["step"]) + 1
-        if not self.append(header, sections):
-            self._lose(int(header["step"]), int(header["step"]))
+        step = self._next_step = int(header["step"])
+        written = self.append(header, sections)
+        self._next_step = step + 1
+        if not written:
+            self._lose(step, step)
             return False
         self._steps += 1
         if self._steps % self._roll_steps == 0 or self._tail.size > 4 * ROLL_BYTES:
-            self._roll(int(header["step"]) + 1)
+            self._roll(step + 1)
         if time.monotonic() - self._synced > SYNC_SECONDS:
             self._sync()
         return True

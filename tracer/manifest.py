@@ -6,18 +6,26 @@ Room: tracer. May touch: trace.json of the directory it is given.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import re
+import time
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tracer.errors import DamageError, FormatVersionError, NotATraceError
 from tracer.segments import proven, with_sum
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 FORMAT = 1
+_PATIENCE = (0.02, 0.05, 0.1, 0.4)
+"""Seconds until a refused write is tried again."""
 ROW_ALIGNMENT = 256
 """A session's rows begin at a multiple of this, so that a sealed shard is never written again."""
 
@@ -83,14 +91,46 @@ class Manifest:
         return replace(self, sessions=tuple(sorted((*others, session), key=lambda s: s.session)))
 
     def write(self, path: Path) -> None:
-        """Put these facts into `path`/trace.json, durably and at once."""
-        target = path / "trace.json"
-        temporary = path / f"trace.json.{os.getpid()}"
+        """Put these facts into `path`/trace.json, durably and at once. Raise OSError where the disk goes on refusing."""
+        data = with_sum(asdict(self), indent=1)
+        for patience in _PATIENCE:
+            try:
+                _put(path, data)
+            except OSError:
+                time.sleep(patience)
+            else:
+                return
+        _put(path, data)
+
+
+def _put(path: Path, data: bytes) -> None:
+    temporary = path / f"trace.json.{os.getpid()}"
+    try:
         with open(temporary, "wb") as file:
-            file.write(with_sum(asdict(self), indent=1))
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, target)
+        os.replace(temporary, path / "trace.json")
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def amend(path: Path, change: Callable[[Manifest], Manifest]) -> Manifest:
+    """Replace the facts of the trace at `path` by what `change` makes of them, and return those.
+
+    Two processes may do so at once (the sealer of a session that was killed, and the one that goes on): neither undoes
+    what the other wrote. Raise OSError, NotATraceError, FormatVersionError, DamageError.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        facts = change(read(path))
+        facts.write(path)
+        return facts
+    finally:
+        os.close(fd)
 
 
 def read(path: Path) -> Manifest:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xxhash
 
-from tracer.errors import DamageError
+from tracer.errors import DamageError, NotATraceError
 from tracer.packing import PackedLayout
 from tracer.ranges import Ranges
 from tracer.segments import Variant
@@ -38,7 +38,7 @@ class OpenSegment:
         self.path = path
         self.begin: dict[str, Any] = {}
         self.records: list[Record] = []
-        self.damage: DamageError | None = None
+        self.damage: DamageError | NotATraceError | None = None
         self.layouts: dict[int, PackedLayout] = {}
         self.layout_headers: dict[int, dict[str, Any]] = {}
         self.samples: dict[str, list[Record]] = {}
@@ -62,7 +62,7 @@ class OpenSegment:
             try:
                 for record in self._reader.new_records():
                     self._take(record)
-            except DamageError as error:
+            except (DamageError, NotATraceError) as error:
                 self.damage = error
                 _log.warning("%s; what follows there cannot be read", error)
         return len(self.records) > before

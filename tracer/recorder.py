@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracer import active, environment, frames, hooks, manifest, process, program, rng
 from tracer.errands import Errands
-from tracer.errors import ProgramError, UsageError, WriteError
+from tracer.errors import ProgramError, TraceError, UsageError, WriteError
 from tracer.journal import Journal
 from tracer.live import Live
 from tracer.manifest import Manifest, Parent, Program, SessionFacts
@@ -128,7 +128,10 @@ class Recorder:
             environment=environment.snapshot(),
             parent=self._parent,
         )
-        facts.write(self.path)
+        try:
+            facts.write(self.path)
+        except OSError as error:
+            raise WriteError(f"{self.path} cannot be begun: {error}", path=self.path) from None
         return facts
 
     def _open_journal(self, fingerprint: str) -> tuple[Journal, int]:
@@ -149,9 +152,15 @@ class Recorder:
         )
         self._facts = replace(self._facts.with_session(session), weights=bool(self.options.weights))
         self._keep_sources()
-        self._facts.write(self.path)
+        refusal = None
+        try:
+            self._note(session)
+        except OSError as error:
+            refusal = error
         self._journal = self._new_journal(row, step)
         self._journal.remade = self._remade
+        if refusal is not None:
+            self._journal.refused(refusal)
         self._sealer = Sealer(self.path, self._session)
         return self._journal, step
 
@@ -181,6 +190,17 @@ class Recorder:
         note = f"its first state equals none of the recorded: it begins after the last step, {end - 1}"
         _log.warning("session %d: %s", self._session, note)
         return end, row, note
+
+    def _note(self, session: SessionFacts) -> None:
+        """Write what is known of our session, leaving alone what others wrote of theirs. Raise OSError."""
+        own = self._facts = self._facts.with_session(session) if self._facts is not None else None
+        assert own is not None
+        try:
+            self._facts = manifest.amend(
+                self.path, lambda now: replace(now.with_session(session), program=own.program, weights=own.weights)
+            )
+        except TraceError:
+            own.write(self.path)  # it was removed, or spoilt: what we know is written again
 
     def _remade(self) -> None:
         """The trace's directory was removed under us: what is in memory is written again."""
@@ -212,10 +232,9 @@ class Recorder:
         session = next(s for s in self._facts.sessions if s.session == self._session)
         self._keep_sources()
         note = f"recording stopped: {steps.shield.failure}" if steps.shield.failure else session.note
-        self._facts = self._facts.with_session(replace(session, ended=time.time(), status=status, note=note))
         try:
             self._journal.close(status)
-            self._facts.write(self.path)
+            self._note(replace(session, ended=time.time(), status=status, note=note))
             self.live.progress.write(status)
         except OSError as error:
             _log.error("the end of %s could not be written: %s", self.path, error)

@@ -84,7 +84,7 @@ def _finish(path: Path, session: int | None) -> list[str]:
     for facts in manifest.read(path).sessions:
         if facts.status == "running" and session in (None, facts.session):
             ended = _ended(path, facts)
-            manifest.read(path).with_session(ended).write(path)
+            manifest.amend(path, lambda now, ended=ended: now.with_session(ended))
             done.append(f"session {facts.session} {ended.status}")
     chain = Chain(path)
     if chain.sealed and not index.is_fresh(chain):
@@ -131,14 +131,11 @@ class TailSealer:
             return [f"{tail.name} was sealed before"]
         segment = OpenSegment(tail, key)
         segment.refresh()
+        if rolled and segment.torn_bytes:
+            segment.refresh()  # its last record is written when the next file is there: just now, maybe
         facts = next((s for s in manifest.read(self._path).sessions if s.session == key[0]), None)
         if not segment.begin or facts is None:
-            segment.close()
-            if tail.stat().st_size > len(MAGIC):
-                # Never thrown away: what this version cannot read, or place, may still be read by another, or by hand.
-                return [f"{tail.name} cannot be sealed: damaged, or of a session that trace.json lacks; it is kept"]
-            tail.unlink()
-            return [f"{tail.name} was empty"]
+            return [_unsealed(segment, rolled=rolled)]
         write_group(self._path / "tensors.zarr")
         writer = SegmentWriter(self._path, segment, facts, segments.Batch(), self._columns)
         if rolled and segment.torn_bytes and not segment.damage:
@@ -147,6 +144,17 @@ class TailSealer:
         self._known.add(key)
         segment.close()
         return [f"{tail.name} sealed: {len(segment.steps)} steps", *writer.damage]
+
+
+def _unsealed(segment: OpenSegment, *, rolled: bool) -> str:
+    """A tail that cannot be sealed is kept, unless its process was killed before anything was in it."""
+    segment.close()
+    tail = segment.path
+    if not segment.records and (tail.stat().st_size <= len(MAGIC) or (segment.damage is None and not rolled)):
+        tail.unlink()
+        return f"{tail.name} was empty"
+    # Never thrown away: what this version cannot read, or place, may still be read by another, or by hand.
+    return f"{tail.name} cannot be sealed: damaged, or of a session that trace.json lacks; it is kept"
 
 
 def _ended(path: Path, facts: SessionFacts) -> SessionFacts:

@@ -25,6 +25,7 @@ import os
 import struct
 import weakref
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xxhash
@@ -33,7 +34,6 @@ from tracer.errors import DamageError, NotATraceError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
 MAGIC = b"REWINDT1"
 _PREFIX = struct.Struct("<IQIQ")
@@ -101,8 +101,15 @@ class TailWriter:
         """Create `path`, which must not exist. Raise OSError where the disk refuses."""
         self.path = path
         self._fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        self.size = os.write(self._fd, MAGIC)
         self._torn = False
+        self.size = 0
+        try:
+            self._write([MAGIC], len(MAGIC))
+        except OSError:
+            os.close(self._fd)
+            with contextlib.suppress(OSError):
+                path.unlink()  # else its name would be taken when it is tried again
+            raise
 
     def append(self, header: dict[str, Any], sections: Sequence[tuple[str, Sequence[Buffer], str | None]] = ()) -> int:
         """Append one record and return its size in bytes.
@@ -158,6 +165,24 @@ class TailWriter:
         os.close(self._fd)
 
 
+class NoTail:
+    """Stands where a tail could not be begun: it refuses everything, and is replaced when it is tried again."""
+
+    path = Path(os.devnull, "tail")
+    size = 0
+
+    def append(self, header: dict[str, Any], sections: Sequence[tuple[str, Sequence[Buffer], str | None]] = ()) -> int:
+        """Raise OSError."""
+        raise FileNotFoundError("no file was begun")
+
+    def stat(self) -> os.stat_result:
+        """Raise OSError."""
+        raise FileNotFoundError("no file was begun")
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
 def sync(path: Path) -> None:
     """Ask the disk to keep what was written to `path` (fdatasync)."""
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -186,7 +211,8 @@ def read_tail(path: Path, offset: int = 0) -> Iterator[Record]:
     Stops at a torn record at the end of the file. Raises DamageError where a header in the middle is not what was
     written, NotATraceError where the file is no tail.
     """
-    for record in _records(path, OpenFile(path), offset):
+    file = OpenFile(path)
+    for record in _records(path, file, offset, file.size):
         yield replace(record, source=None)
 
 
@@ -211,32 +237,35 @@ class TailReader:
         """Open `path`. Raise FileNotFoundError where it is gone: it has been sealed."""
         self.path = path
         self._file = OpenFile(path)
-        self._offset = 0
+        self._offset = self._seen = 0
         self.last_kind: str | None = None
 
     def new_records(self) -> Iterator[Record]:
         """Yield the records that became whole since the last call. Raise DamageError, NotATraceError as `read_tail`."""
-        for record in _records(self.path, self._file, self._offset):
+        self._seen = self._file.size
+        for record in _records(self.path, self._file, self._offset, self._seen):
             self._offset = record.end
             self.last_kind = record.kind
             yield record
 
     @property
     def torn_bytes(self) -> int:
-        """How many bytes follow the last whole record that was read."""
-        return self._file.size - self._offset
+        """How many bytes followed the last whole record when it was last read."""
+        return self._seen - self._offset
 
     def close(self) -> None:
         """Close the file; records read before can be read no more."""
         self._file.close()
 
 
-def _records(path: Path, file: OpenFile, offset: int) -> Iterator[Record]:
-    fd, size = file.fd, file.size
+def _records(path: Path, file: OpenFile, offset: int, size: int) -> Iterator[Record]:
+    fd = file.fd
     if offset == 0:
         if size < len(MAGIC):
             return
-        if os.pread(fd, len(MAGIC), 0) != MAGIC:
+        if (begin := os.pread(fd, len(MAGIC), 0)) != MAGIC:
+            if not any(begin) and not any(os.pread(fd, size, 0)):
+                return  # as below
             raise NotATraceError(f"{path}: not a tail of a Rewind trace", path=path)
         offset = len(MAGIC)
     while (found := _header(path, fd, offset, size)) is not None:
