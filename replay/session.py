@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from replay.causes import Context
-from replay.engines import Engine, ProcessEngine, ThreadEngine
+from replay.near_end import NearEnd, ProcessEnd, ThreadEnd
 from replay.sandbox import held_back
 from replay.timeline import Plan, Span, plan
 from replay.verdict import Verdict
@@ -67,7 +67,7 @@ class Session:
         self._program, self._anyway = program, anyway
         self.context = self._check(anyway, current_source)
         self._spans = spans(self.trace)
-        self._engine: Engine | None = None
+        self._engine: NearEnd | None = None
         self._at: int | None = None
         self.position = self.trace.first_step
         self._engine_options: dict[str, Any] = {}
@@ -292,7 +292,7 @@ class Session:
         self._stop()
         span = next(s for s in self._spans if s.session == session)
         options = {**vars(span), "hurry": hurry, "stay": stay, "context": asdict(self.context), **self._engine_options}
-        make = ThreadEngine if self._program is not None else ProcessEngine
+        make = ThreadEnd if self._program is not None else ProcessEnd
         self._engine = make(self.trace, options, self._program)
         self._at = None
 

@@ -12,6 +12,7 @@ Room: tracer. Pure: nothing of the text is executed as Python.
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import re
 from collections import deque
@@ -284,6 +285,7 @@ class Recent:
         sizes = [n.args[1].value for n in ast.walk(asked.tree) if isinstance(n, ast.Call) and len(n.args) == 2]  # type: ignore[attr-defined]
         longest = max(sizes, default=0) + 1
         self._values = {name: deque(maxlen=longest if name in asked.windowed else 1) for name in asked.names}
+        self._plain = _scalar(asked.tree, self._values)
 
     def __call__(self, name: str) -> np.ndarray:
         """The newest value of `name`, [1] or [1, ...]."""
@@ -295,9 +297,134 @@ class Recent:
 
     def holds(self, value: Callable[[str], Any]) -> bool:
         """Take in a step, of which `value(name)` is the value; return whether the condition holds there."""
+        scalars = True
         for name, values in self._values.items():
-            values.append(value(name))
+            values.append(found := value(name))
+            scalars = scalars and type(found) is float
+        if scalars and self._plain is not None:
+            try:
+                return _plain_truth(self._plain())
+            except (_NotPlainError, ArithmeticError):
+                pass  # Arrays know how to divide by zero.
         return bool(self._asked.holds(self)[-1])
+
+
+class _NotPlainError(Exception):
+    """Python's numbers would give another answer here than arrays."""
+
+
+_Plain = Callable[[], Any]
+
+
+def _scalar(node: ast.expr, values: dict[str, deque[Any]]) -> _Plain | None:
+    """The same as `_value`, for the newest step where all names are scalars: arrays of one number take ten times as long.
+
+    None where the two might differ in a bit.
+    """
+    name = _dotted(node)
+    if name is not None:
+        series = values[name]
+        return lambda: series[-1]
+    if isinstance(node, ast.Constant):
+        constant = node.value
+        return lambda: constant
+    make = _PLAIN.get(type(node))
+    return None if make is None else make(node, values)
+
+
+def _plain_parts(nodes: Iterable[ast.expr], values: dict[str, deque[Any]]) -> list[_Plain] | None:
+    parts = [_scalar(node, values) for node in nodes]
+    return None if None in parts else [part for part in parts if part is not None]
+
+
+def _plain_truth(value: Any) -> bool:
+    return bool(value) and value == value
+
+
+def _plain_number(value: Any) -> Any:
+    if type(value) is bool:
+        raise _NotPlainError
+    return value
+
+
+def _plain_sum(node: ast.BinOp, values: dict[str, deque[Any]]) -> _Plain | None:
+    parts = _plain_parts((node.left, node.right), values)
+    if parts is None or isinstance(node.op, (ast.Pow, ast.Mod)):
+        return None
+    (left, right), combine = parts, _OPERATORS[type(node.op)]
+    return lambda: combine(_plain_number(left()), _plain_number(right()))
+
+
+def _plain_unary(node: ast.UnaryOp, values: dict[str, deque[Any]]) -> _Plain | None:
+    part = _scalar(node.operand, values)
+    if part is None:
+        return None
+    if isinstance(node.op, ast.Not):
+        return lambda: not _plain_truth(part())
+    return (lambda: -_plain_number(part())) if isinstance(node.op, ast.USub) else part
+
+
+def _plain_logic(node: ast.BoolOp, values: dict[str, deque[Any]]) -> _Plain | None:
+    parts = _plain_parts(node.values, values)
+    if parts is None:
+        return None
+    combine = all if isinstance(node.op, ast.And) else any
+    return lambda: combine(_plain_truth(part()) for part in parts)
+
+
+def _plain_compare(node: ast.Compare, values: dict[str, deque[Any]]) -> _Plain | None:
+    parts = _plain_parts((node.left, *node.comparators), values)
+    if parts is None:
+        return None
+    chain = [(a, _OPERATORS[type(op)], b) for a, op, b in zip(parts, node.ops, parts[1:], strict=False)]
+    return lambda: all(compare(a(), b()) for a, compare, b in chain)
+
+
+def _plain_call(node: ast.Call, values: dict[str, deque[Any]]) -> _Plain | None:
+    assert isinstance(node.func, ast.Name)
+    if len(node.args) == 2:
+        return _plain_window(node, values)
+    part, known = _scalar(node.args[0], values), _PLAIN_EACH.get(node.func.id)
+    return None if part is None or known is None else lambda: known(_plain_number(part()))
+
+
+def _plain_window(node: ast.Call, values: dict[str, deque[Any]]) -> _Plain | None:
+    assert isinstance(node.func, ast.Name)
+    assert isinstance(node.args[1], ast.Constant)
+    name = _dotted(node.args[0])
+    if name is None or node.func.id not in ("median", "min", "max"):
+        return None
+    series, kind, size = values[name], node.func.id, int(node.args[1].value)  # type: ignore[call-overload]
+
+    def window() -> float:
+        past = list(series)[-1 - size : -1]
+        known = [x for x in past if x == x]
+        if len(known) < min(size, LEAST):
+            return float("nan")
+        if kind == "median":
+            known.sort()
+            middle = len(known) // 2
+            return known[middle] if len(known) % 2 else (known[middle - 1] + known[middle]) / 2
+        return min(known) if kind == "min" else max(known)
+
+    return window
+
+
+_PLAIN: dict[type, Callable[[Any, dict[str, deque[Any]]], _Plain | None]] = {
+    ast.BinOp: _plain_sum,
+    ast.UnaryOp: _plain_unary,
+    ast.BoolOp: _plain_logic,
+    ast.Compare: _plain_compare,
+    ast.Call: _plain_call,
+}
+_PLAIN_EACH: dict[str, Callable[[Any], Any]] = {
+    "abs": abs,
+    "norm": abs,
+    "isnan": math.isnan,
+    "isinf": math.isinf,
+    "isfinite": math.isfinite,
+    **dict.fromkeys(("min", "max", "mean", "median", "sum", "std", "any", "all"), lambda value: value),
+}
 
 
 def match(name: str, known: Iterable[str]) -> str | None:

@@ -15,7 +15,8 @@ HOUSE = Path(__file__).parents[2]
 def record(out: Path, script: Path, *args: object, options: tuple[object, ...] = ()) -> Path:
     """Record `script` through the command line, with keyframes close to each other."""
     command = [sys.executable, "-m", "apps.cli", "record", "--out", out, "--keyframe-every", 5, *options, script, *args]
-    environment = {**os.environ, "PYTHONPATH": str(HOUSE), "OMP_NUM_THREADS": "1"}
+    # One hash seed for all: their engines come from one nursery.
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE), "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "1729"}
     done = subprocess.run(
         [*map(str, command)], env=environment, capture_output=True, text=True, check=False, timeout=240
     )

@@ -34,7 +34,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 _PATIENCE = 5.0
 
 
-class Engine:
+class NearEnd:
     """What a session asks."""
 
     channel: Channel
@@ -146,7 +146,7 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
-class ProcessEngine(Engine):
+class ProcessEnd(NearEnd):
     """A program in a process of its own."""
 
     def __init__(self, trace: Trace, options: dict[str, Any], program: None) -> None:
@@ -190,7 +190,7 @@ class ProcessEngine(Engine):
         return True
 
 
-class ThreadEngine(Engine):
+class ThreadEnd(NearEnd):
     """A function in a thread of this process; what it writes, it writes for good."""
 
     def __init__(self, trace: Trace, options: dict[str, Any], program: Callable[[], Any]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from replay import Session, engines
+from replay import Session, near_end
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_sessions_share_a_nursery_and_leave_no_process(trace):
     for _ in range(2):
         with Session(trace) as session:
             assert session.seek(5).step().verified
-            seen.append((engines._Home.nursery, pid_of(session)))
+            seen.append((near_end._Home.nursery, pid_of(session)))
     (first, one), (second, two) = seen
     assert first is second
     assert one != two
@@ -54,21 +54,21 @@ def test_a_killed_engine_is_replaced(trace):
 def test_a_killed_nursery_is_replaced(trace):
     with Session(trace) as session:
         session.seek(5)
-        old = engines._Home.nursery
+        old = near_end._Home.nursery
         old._process.kill()
         old._process.wait()
     with Session(trace) as session:
         assert session.seek(9).step().verified
-        assert engines._Home.nursery is not old
+        assert near_end._Home.nursery is not old
 
 
 def test_another_environment_has_its_own_nursery(trace, monkeypatch):
     with Session(trace) as session:
         session.seek(1)
-        first = engines._Home.nursery
+        first = near_end._Home.nursery
         monkeypatch.setenv("REWIND_TEST_OF_ENGINES", "1")
         with Session(trace) as other:
             assert other.seek(2).step().verified
-            assert engines._Home.nursery is not first
+            assert near_end._Home.nursery is not first
         assert session.step().verified  # its own nursery lives as long as it does
     assert first._process.returncode is not None
