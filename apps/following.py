@@ -199,8 +199,14 @@ class Following:
     def close(self) -> None:
         """The page is closed: runs that only closed pages hold go on."""
         left = self._runs.leave(id(self))
-        hands = self._runs.hands
-        self._aside.close(lambda: [hands.release(path) for path in left])
+        hands, twins = self._runs.hands, self._runs.twins
+
+        def let_go() -> None:
+            for path in left:
+                hands.release(path)
+            twins.drop(left)
+
+        self._aside.close(let_go)
 
 
 def _refused(run: Recorded, state: dict[str, Any]) -> str:

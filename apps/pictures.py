@@ -46,7 +46,7 @@ def shown_batch(value: Any, normalize: Normalize | None = None) -> Batch:
     images = None if shown is None else as_images(shown)
     bad = 0 if shown is None else int((~np.isfinite(shown)).sum())
     notes = [f"Normalize undone, as {normalize.where} has it"] if undone is not None and normalize is not None else []
-    notes += [f"{bad} pixels are NaN or infinite: violet"] if bad else []
+    notes += [f"{bad} pixel{'s' * (bad > 1)} NaN or infinite: violet"] if bad else []
     size = len(arrays[0]) if arrays else 0
     labels = next((a.tolist() for a in arrays if a.ndim == 1 and len(a) == size and a is not arrays[0]), None)
     return Batch(images, labels, "" if images is not None else _described(value), size, " · ".join(notes), bad)

@@ -15,6 +15,7 @@ from apps.family import relatives
 from apps.pulse import Pulse
 from apps.recorded import Recorded
 from apps.steering import Steering
+from apps.twins import Twins
 from tracer import manifest
 from tracer.errors import NameUnknownError, NotATraceError, TraceError
 from tracer.listing import ls
@@ -46,6 +47,8 @@ class Runs:
         self.proof = ""
         """By which a page knows its server again (`apps.address.proof`)."""
         self.exports = Exports()
+        self.twins = Twins()
+        """What the pages' threads read."""
         self.steering = Steering()
         """What the JSON API holds: until it says otherwise, or this process ends."""
         self.hands = Steering()
@@ -111,6 +114,7 @@ class Runs:
         """Close all; live runs that only this app holds go on."""
         self.steering.close()
         self.hands.close()
+        self.twins.close()
         for run in self._open.values():
             run.trace.close()
         self._open.clear()

@@ -53,7 +53,7 @@ class Viewer:
         self._shell = Shell(self._heard)
         self._body = pn.Column(sizing_mode="stretch_width", margin=(12, 16, 24, 16))
         self._worker: ThreadPoolExecutor | None = None
-        self._twin: tuple[Recorded, int] | None = None
+        self._closed = False
         self._document = pn.state.curdoc
         self.following = Following(self, runs, self._turn)
         self.root = pn.Column(self._shell, self._body, sizing_mode="stretch_width")
@@ -284,19 +284,24 @@ class Viewer:
     # -- for the tabs --------------------------------------------------------------------------------------------------
 
     def later(self, work: Callable[[Recorded], Any], done: Callable[[Any], None]) -> None:
-        """Run `work(run)` in this page's thread, on a trace of its own; then `done(result or RewindError)`."""
-        self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="rewind-view")
+        """Run `work(run)` in this page's thread, on the run opened once more; then `done(result or RewindError)`."""
         run, generation = self.run, self.following.pulse.generation
+        self.aside(lambda: self._runs.twins.work(run, generation, work), done)
+
+    def aside(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Run `work()` in this page's thread; then `done(result or RewindError)`."""
+        self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="rewind-view")
 
         def whole() -> None:
             try:
-                result = work(self._twin_of(run, generation))
+                result = work()
             except RewindError as error:
                 result = error
             except Exception as error:
                 log.exception("slow work of a page failed")
                 result = RewindError(f"this failed, which is a bug of Rewind: {type(error).__name__}: {error}")
-            self._turn(lambda: done(result))
+            if not self._closed:
+                self._turn(lambda: done(result))
 
         self._worker.submit(whole)
 
@@ -312,17 +317,9 @@ class Viewer:
         with pn.io.hold():
             work()
 
-    def _twin_of(self, run: Recorded, generation: int) -> Recorded:
-        """`run` opened once more, as far as it was shown: only the page's thread touches it."""
-        if self._twin is None or self._twin[0].trace.path != run.trace.path:
-            self._twin = (run.twin(), generation)
-        elif self._twin[1] != generation:
-            self._twin[0].refresh()
-            self._twin = (self._twin[0], generation)
-        return self._twin[0]
-
     def close(self) -> None:
         """Give back what the page held."""
+        self._closed = True
         self.following.close()
         for view in self._views.values():
             getattr(view, "close", lambda: None)()

@@ -101,7 +101,8 @@ def plain_detail_frame(
     rows = {name: values[feature] for name, values in parts.items()}
     pictures = [{"name": n, "norm": float(np.linalg.norm(v)), "limit": _limit(v)} for n, v in rows.items()]
     cosine = float(forces.row_cosines(gradient[feature][None], moved[feature][None])[0])
-    words = [(f"cosine of gradient and movement: {cosine_words(cosine)}", "num")]
+    said = cosine_words(cosine).partition(", they")[0]  # Against the gradient is where an optimizer goes.
+    words = [(f"cosine of gradient and movement: {said}", "num")]
     scales = [(one["name"], one["limit"]) for one in pictures]
     frame = {"title": f"Feature {feature}, step {k}", "pictures": pictures, "scales": scales, "words": words}
     return frame, {n: pixels(v) for n, v in rows.items()}

@@ -58,8 +58,8 @@ class Parting:
         self.root[:] = [self._bar, self._place]
         self._place[:] = []
         self._bar.send({"controls": [], "words": [(f"comparing with {other.name}, step by step …", "soft")]})
-        path, name = other.trace.path, other.name
-        self._host.later(lambda own: replay.diff(own.trace, path, rows=40), lambda found: self._arrived(found, name))
+        own, path, name = self._host.run.trace.path, other.trace.path, other.name
+        self._host.aside(lambda: replay.diff(own, path, rows=40), lambda found: self._arrived(found, name))
 
     def clear(self) -> None:
         """Show nothing."""

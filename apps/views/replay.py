@@ -106,7 +106,7 @@ class ReplayView:
             self._host.choose(step=message.get("step"))
         elif message.get("do") == "anyway":
             self._anyway = bool(message.get("value"))
-            self._host.later(lambda _: self.close(), lambda _: None)
+            self._host.aside(self.close, lambda _: None)
         elif message.get("do") == "replay" and not self._busy:
             self._start({"back": -1, "forward": 1}.get(str(message.get("action")), 0))
 
@@ -117,7 +117,7 @@ class ReplayView:
             self._host.choose(step=k)
         self._busy = True
         self._say({"busy": f"re-executing step {k}: the program starts, which takes some seconds the first time …"})
-        self._host.later(lambda _: self._work(run, k), lambda found: self._done(run, found))
+        self._host.aside(lambda: self._work(run, k), lambda found: self._done(run, found))
 
     def _work(self, run: Recorded, k: int) -> Rerun:
         if self._session is None or self._session.trace.path != run.trace.path:

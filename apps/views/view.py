@@ -30,6 +30,9 @@ class Host(Protocol):
     def later(self, work: Callable[[Recorded], Any], done: Callable[[Any], None]) -> None:
         """Work in a thread, on the run opened once more; then `done(result or RewindError)` in the page's turn."""
 
+    def aside(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
+        """Work in a thread that needs nothing of the run on show; then `done(result or RewindError)`."""
+
     def others(self) -> list[str]:
         """The names of the other runs."""
 
