@@ -49,6 +49,7 @@ class BranchRecorder(Recorder):
         super().__init__(out, options=options, program=program, at=at, parent=told)
         self._sources = sources
         self._seed = session.seed
+        self._parent_env = facts.environment.get("env", {})
 
     def begin(self, boundary: Any) -> StepRecorder:
         """Make the directory; return what receives the points of a step. Raise UsageError, WriteError."""
@@ -56,6 +57,15 @@ class BranchRecorder(Recorder):
         self._steps = StepRecorder(self._open_journal, self.options, self._session)
         self._steps.boundary = boundary
         return self._steps
+
+    def _prepare(self) -> Manifest:
+        """With the parent's variables, where this process has them: others were set by what the program has imported."""
+        facts = super()._prepare()
+        if any(os.environ.get(name) != value for name, value in self._parent_env.items()):
+            return facts
+        facts = replace(facts, environment={**facts.environment, "env": self._parent_env})
+        facts.write(self.path)
+        return facts
 
     def _keep_sources(self) -> None:
         assert self._facts is not None

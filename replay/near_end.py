@@ -155,6 +155,7 @@ class ProcessEnd(NearEnd):
         self.scratch = Path(tempfile.mkdtemp(prefix="rewind-"))
         near, far = socket.socketpair()
         env = environment.child_environment(trace.manifest.environment)
+        env.pop("PYTEST_CURRENT_TEST", None)  # other in each test: each would have a nursery of its own
         env["PYTHONPATH"] = os.pathsep.join(p for p in (str(_ROOT), env.get("PYTHONPATH", "")) if p)
         text = json.dumps({**options, "scratch": str(self.scratch)})
         with open(self.scratch / "output.txt", "wb") as output, far:

@@ -34,6 +34,9 @@ def test_a_branch_without_a_change_is_its_parent(basic, tmp_path, at):
         assert (trace.first_step, trace.steps) == (at, 24)
         assert trace.manifest.parent.at_step == at
         assert verify(trace).verified
+        # What the program's own imports have set since is not what a process must start with.
+        with tracer.open_trace(basic) as parent:
+            assert trace.manifest.environment["env"] == parent.manifest.environment["env"]
 
 
 def test_so_it_is_without_a_loader(no_loader, tmp_path):
