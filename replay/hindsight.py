@@ -25,6 +25,7 @@ from replay.segments import Desk, Piece, cut, packed, unpacked
 from replay.session import spans
 from tracer import addenda
 from tracer.errors import RewindError, StepError, UsageError
+from tracer.ranges import Ranges
 from tracer.trace import Trace, open_trace
 
 STORED = "stored"
@@ -192,7 +193,9 @@ class _Run:
                 flat |= {f"{key}[{i}]": values[:, i] for i in range(values.shape[1])}
         rows = [(int(k), key, float(v)) for key, column in flat.items() for k, v in zip(steps, column, strict=True)]
         facts = {"source": self._asked.source, "function": self._asked.name, "verdicts": verdicts, "steps": len(steps)}
-        facts |= {"arrays": {key: {"dtype": str(a.dtype), "shape": list(a.shape[1:])} for key, a in arrays.items()}}
+        at = Ranges.of(steps.tolist()).runs
+        forms = {key: {"dtype": str(a.dtype), "shape": list(a.shape[1:]), "at": at} for key, a in arrays.items()}
+        facts |= {"arrays": forms}
         path = addenda.write_hindsight(self._trace.path, self._asked.name, self._asked.digest, rows, facts)
         if arrays:
             _write_arrays(path.with_suffix(".zarr"), steps, arrays)

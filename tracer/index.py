@@ -20,7 +20,7 @@ import duckdb
 import pyarrow as pa
 import xxhash
 
-from tracer import addenda, segments, tables, views
+from tracer import addenda, late, segments, tables, views
 from tracer.errors import DamageError, RewindError, UsageError, WriteError
 from tracer.shard import MOST_BYTES
 from tracer.views import quoted
@@ -43,7 +43,8 @@ VERSION = 3
 _MADE_OF = dict.fromkeys(("steps", "all_steps", "metrics", "sessions"), ("steps",)) | {
     "epochs": ("steps", "epochs"),
     "branches": (),
-    **{name: (name,) for name in ("features", "captures", "keyframes", "events")},
+    "captures": ("captures", "steps"),
+    **{name: (name,) for name in ("features", "keyframes", "events")},
 }
 """The tables that each view is made of."""
 _HIDING = ("query", "query_table")
@@ -113,6 +114,7 @@ class Index:
                 tuple(self._chain.sealed),
                 tuple((key, len(segment.records)) for key, segment in self._chain.open.items()),
                 tuple(addenda.files(self._chain.path)),
+                late.changed(self._chain.path),
             )
             if seen != self._seen:
                 try:
@@ -272,6 +274,7 @@ def _define(
     store(db, "branches_known", views.branch_table(chain))
     store(db, "verdicts_known", addenda.verdicts(chain.path))
     store(db, "hindsight_known", addenda.hindsight(chain.path))
+    store(db, "late_known", late.table(chain.path))
     for name, selects in sources.items():
         db.execute(f"CREATE OR REPLACE VIEW _{name} AS {' UNION ALL BY NAME '.join(selects)}")
     columns = db.execute("SELECT * FROM _steps LIMIT 0").description or []

@@ -8,29 +8,50 @@ Room: tracer. May touch: hindsight/ of the trace it is given.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from functools import cached_property
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
-from tracer.captures import CaptureSeries
+from tracer.captures import CaptureSeries, joined
 from tracer.errors import DamageError, MissingDataError
+from tracer.ranges import Ranges
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+_SCHEMA = pa.schema(
+    {
+        "step": pa.int64(),
+        "key": pa.string(),
+        "dtype": pa.string(),
+        "shape": pa.list_(pa.int64()),
+        "bytes": pa.int64(),
+        "source": pa.string(),
+    }
+)
+
 
 class LateSeries(CaptureSeries):
     """One array of a hindsight function over the steps that it was asked about."""
 
-    def __init__(self, key: str, path: Path, name: str, form: dict[str, Any], source: str) -> None:
-        """Array `name` of the Zarr group at `path`; `source` is what `metrics.source` says of the function."""
+    def __init__(
+        self, key: str, place: tuple[Path, str], form: dict[str, Any], source: str, older: LateSeries | None = None
+    ) -> None:
+        """`place`: a Zarr group and the array's name there; `source` is what `metrics.source` says of the function.
+
+        `older`: what the same function gave before; it has the steps that were not asked about again.
+        """
         self.key = key
         self.source = source
-        self._path, self._name, self._form = path, name, form
+        self._path, self._name = place
+        self._form, self._older = form, older
 
     @cached_property
     def _group(self) -> Any:
@@ -50,9 +71,14 @@ class LateSeries(CaptureSeries):
             raise DamageError(f"{self._path} has no {name!r}: ask the function again", path=self._path) from None
 
     @cached_property
+    def _own(self) -> np.ndarray:
+        told = self._form.get("at")
+        return np.asarray(self._array("step")[:], np.int64) if told is None else Ranges(tuple(map(tuple, told))).array()
+
+    @cached_property
     def steps(self) -> np.ndarray:  # type: ignore[override]
         """As CaptureSeries."""
-        return np.asarray(self._array("step")[:], np.int64)
+        return self._own if self._older is None else np.union1d(self._own, self._older.steps)
 
     @property
     def dtype(self) -> str:
@@ -62,35 +88,46 @@ class LateSeries(CaptureSeries):
     @property
     def shape(self) -> tuple[int, ...]:
         """As CaptureSeries."""
-        return tuple(self._form["shape"])
+        own = tuple(self._form["shape"])
+        other = own if self._older is None else self._older.shape
+        return tuple(map(max, own, other)) if len(own) == len(other) else own
 
     @property
     def dims(self) -> tuple[str, ...] | None:
         """Not known: a function gives plain arrays."""
         return None
 
-    def _places(self, steps: np.ndarray) -> np.ndarray:
-        places = np.searchsorted(self.steps, steps)
-        there = places < len(self.steps)
-        there[there] = self.steps[places[there]] == steps[there]
-        if not there.all():
-            k = int(steps[~there][0])
-            raise MissingDataError(f"{self.key!r} was not worked out for step {k}", step=k, tensor=self.key)
-        return places
+    def _with(self, step: int) -> LateSeries:
+        """The newest that has this step."""
+        series: LateSeries | None = self
+        while series is not None:
+            if step in series._places:
+                return series
+            series = series._older
+        raise MissingDataError(f"{self.key!r} was not worked out for step {step}", step=step, tensor=self.key)
+
+    @cached_property
+    def _places(self) -> dict[int, int]:
+        return {int(step): place for place, step in enumerate(self._own)}
 
     def __contains__(self, step: object) -> bool:
         return isinstance(step, int) and bool((self.steps == step).any())
 
     def __getitem__(self, step: int) -> torch.Tensor:
-        (place,) = self._places(np.array([step]))
-        return torch.from_numpy(np.array(self._array(self._name)[int(place)]))
+        found = self._with(step)
+        return torch.from_numpy(np.array(found._array(found._name)[found._places[step]]))
 
     def read(self, steps: Iterable[int] | np.ndarray | None = None) -> np.ndarray:
         """As CaptureSeries."""
+        wanted = [int(k) for k in (self.steps if steps is None else steps)]
+        runs = [(series, list(part)) for series, part in groupby(wanted, key=self._with)]
+        return joined([series._rows(part) for series, part in runs] or [self._rows([])])
+
+    def _rows(self, steps: list[int]) -> np.ndarray:
         array = self._array(self._name)
-        if steps is None:
+        if steps == self._own.tolist():
             return np.asarray(array[:])
-        return np.asarray(array.oindex[self._places(np.asarray(list(steps), np.int64))])
+        return np.asarray(array.oindex[np.array([self._places[k] for k in steps], np.int64)])
 
 
 class Late:
@@ -104,24 +141,24 @@ class Late:
 
     def series(self) -> dict[str, LateSeries]:
         """{key: series}."""
-        try:
-            changed = self._folder.stat().st_mtime_ns
-        except OSError:
+        now = changed(self._folder.parent)
+        if now is None:
             return {}
-        if changed != self._seen:
+        if now != self._seen:
             self._found = dict(self._read())
-            self._seen = changed
+            self._seen = now
         return self._found
 
     def _read(self) -> Iterable[tuple[str, LateSeries]]:
         """Oldest first, so that of a key the newest stays."""
+        before: dict[str, LateSeries] = {}
         for time, path, facts in sorted(self._facts(), key=lambda found: found[:2]):
             group = path.with_suffix(".zarr")
             for name, form in facts.get("arrays", {}).items() if time and group.is_dir() else ():
-                source = f"hindsight:{facts['hash']}"
-                yield name, LateSeries(name, group, name, form, source)
-                named = f"{name}@{facts['hash']}"
-                yield named, LateSeries(named, group, name, form, source)
+                source, named = f"hindsight:{facts['hash']}", f"{name}@{facts['hash']}"
+                yield name, LateSeries(name, (group, name), form, source, before.get(named))
+                before[named] = LateSeries(named, (group, name), form, source, before.get(named))
+                yield named, before[named]
 
     def _facts(self) -> Iterable[tuple[float, Path, dict[str, Any]]]:
         for path in self._folder.glob("*.json"):
@@ -130,3 +167,29 @@ class Late:
                 yield float(facts["time"]), path, {**facts, "hash": str(facts["hash"])}
             except (OSError, ValueError, KeyError, TypeError):
                 continue  # half written, or none of ours: its metrics are in SQL all the same
+
+
+def table(trace: Path) -> pa.Table:
+    """One row for each late array and step, every version with its source: step, key, dtype, shape, bytes, source."""
+    found = [_SCHEMA.empty_table()]
+    for key, series in Late(trace).series().items():
+        name, _, version = key.rpartition("@")
+        if name and series.source == f"hindsight:{version}":
+            with contextlib.suppress(DamageError):  # it is left out, as its metrics are
+                found.append(_rows(name, series))
+    return pa.concat_tables(found)
+
+
+def changed(trace: Path) -> int | None:
+    """What is another number when late arrays came to the trace at `trace`."""
+    try:
+        return (trace / "hindsight").stat().st_mtime_ns
+    except OSError:
+        return None
+
+
+def _rows(key: str, series: LateSeries) -> pa.Table:
+    count, shape = len(series.steps), list(series.shape)
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(series.dtype).itemsize
+    same = [[value] * count for value in (key, series.dtype, shape, size, series.source)]
+    return pa.table([series.steps, *same], schema=_SCHEMA)

@@ -59,7 +59,10 @@ def view_statements(scalars: list[str], names: dict[str, str]) -> list[str]:
         "CREATE OR REPLACE VIEW _hindsight AS SELECT step, name, arg_max(value, generation) AS value, source "
         "FROM hindsight_known WHERE value IS NOT NULL GROUP BY step, name, source",
         _metrics_view(scalars, names),
-        *(_current(name) for name in ("features", "captures", "keyframes", "events")),
+        *(_current(name) for name in ("features", "keyframes", "events")),
+        _current("captures", "recorded_captures"),
+        "CREATE OR REPLACE VIEW captures AS SELECT *, 'recorded' AS source FROM recorded_captures UNION ALL BY NAME "
+        "SELECT l.*, s.session FROM late_known l LEFT JOIN steps s USING (step)",
         _epochs_view(scalars),
         "CREATE OR REPLACE VIEW sessions AS SELECT k.session, k.started, k.ended, k.first_step, "
         "l.last_step, k.status, k.host, k.pid, k.note FROM sessions_known k LEFT JOIN "
@@ -68,10 +71,10 @@ def view_statements(scalars: list[str], names: dict[str, str]) -> list[str]:
     ]
 
 
-def _current(name: str) -> str:
+def _current(name: str, view: str | None = None) -> str:
     """A view without the rows that a later session superseded."""
     return (
-        f"CREATE OR REPLACE VIEW {name} AS SELECT t.* FROM _{name} t LEFT JOIN sessions_known k USING (session) "
+        f"CREATE OR REPLACE VIEW {view or name} AS SELECT t.* FROM _{name} t LEFT JOIN sessions_known k USING (session) "
         "WHERE coalesce(t.step < k.cut, true)"
     )
 

@@ -258,6 +258,27 @@ class TestLateCaptures:
         assert trace.captures[f"outer@{done.digest}"].shape == (3, 3)
         assert trace.captures[f"outer@{later.digest}"].steps.tolist() == list(range(20))
 
+    def test_what_the_same_function_says_of_other_steps_is_added(self, asked):
+        trace, done = asked
+        hindsight(trace, spread, steps=range(3, 6))
+        found = trace.captures["outer"]
+        assert found.steps.tolist() == [0, 2, 3, 4, 5, *range(6, 20, 2)]
+        rates = trace.captures["layer/win_rate"]
+        assert (found.read([5, 6]) == torch.stack([rates[k][:, None] * rates[k] for k in (5, 6)]).numpy()).all()
+        assert len(trace.captures[f"outer@{done.digest}"]) == 12
+
+    def test_so_does_sql(self, asked, tmp_path):
+        trace, done = asked
+        (tmp_path / "m.py").write_text("def spread(step):\n    return {'outer': step.captures['layer/win_rate'] + 1}\n")
+        later = hindsight(trace, f"{tmp_path}/m.py:spread", steps=[1, 2])
+        found = trace.sql(
+            "select step, session, dtype, shape, bytes, source from captures where key = 'outer' order by all"
+        )
+        first = [(k, 0, "float32", [3, 3], 36, done.source) for k in range(0, 20, 2)]
+        assert found.fetchall() == sorted([*first, *((k, 0, "float32", [3], 12, later.source) for k in (1, 2))])
+        counts = trace.sql("select key, count(*) from captures where source = 'recorded' group by key").fetchall()
+        assert counts == [("layer/win_rate", 20)]
+
     def test_conditions_and_other_functions_can_ask_for_them(self, asked):
         trace, done = asked
         low = done.arrays["spread"].min(axis=1).astype(float)
