@@ -40,6 +40,8 @@ _SAMPLE_SHARD = 1024
 _OPEN_SHARDS = 128
 _OPEN_FILES = 16
 _KEPT_BYTES = 32 << 20
+_WORDS = {"bfloat16": "<u2", "bits16": "<u2", "complex32": "<u4"}
+"""Types of more than a byte that NumPy lacks."""
 DECODING = (
     "(a, b) = params_from[i]; a < 0: state[i] = stored[i]; else with order(w) = ~w if its top bit is set else w | top:",
     "order(state[i]) = unzigzag(stored[i]) + (order(state[a]) if b < 0 else (order(state[a]) + order(state[b])) // 2),",
@@ -209,8 +211,8 @@ def numpy_type(dtype: str) -> np.dtype:
     >>> numpy_type("bfloat16"), numpy_type("float32")
     (dtype('uint16'), dtype('float32'))
     """
-    if dtype == "bfloat16":
-        return np.dtype("<u2")
+    if dtype in _WORDS:
+        return np.dtype(_WORDS[dtype])
     try:
         found = np.dtype(dtype)
     except TypeError:

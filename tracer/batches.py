@@ -174,7 +174,7 @@ def _rows(value: Any) -> np.ndarray | None:
 def batch_size(batch: Any) -> int | None:
     """Return the number of samples: the first dimension of the first tensor or array in `batch`, else None."""
     if isinstance(batch, (torch.Tensor, np.ndarray)):
-        return int(batch.shape[0]) if batch.ndim else None
+        return len(batch) if batch.ndim else None
     children = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else ()
     for child in children:
         size = batch_size(child)

@@ -43,9 +43,9 @@ class Constants:
         """Return the 128-bit hash of a large tensor or array, remembered while torch says that it was not written to."""
         if isinstance(value, np.ndarray):
             return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
-        version = (id(value), value._version)
+        version = (id(value), -1 if value.is_inference() else value._version)
         known = self._versions.get(path)
-        if known is None or known[:2] != version:
+        if known is None or known[:2] != version or value.is_inference():
             known = (*version, xxhash.xxh3_128_hexdigest(values.tensor_bytes(value)))
             self._versions[path] = known
         return known[2]
@@ -64,14 +64,14 @@ class Keyframe:
 def is_large(value: Any) -> bool:
     """Whether `value` is a tensor or array that is stored only if it changes."""
     if isinstance(value, torch.Tensor):
-        return value.layout is torch.strided and value.numel() * value.element_size() >= CONSTANT_FROM
+        return values.refusal(value) is None and value.numel() * value.element_size() >= CONSTANT_FROM
     return isinstance(value, np.ndarray) and value.nbytes >= CONSTANT_FROM and not value.dtype.hasobject
 
 
 def capture(slots: list[Slot], registry: Registry, reader: StateReader, constants: Constants) -> Keyframe:
     """Return the state of the program whose walk gave `slots`."""
     buffers: list[bytes | memoryview] = [b"".join(reader.packed())]
-    holes: list[str] = []
+    holes = [f"{name} ({why})" for name, why in registry.left_out.items()]
     opaque: list[str] = []
     nodes = []
     for slot in slots:
@@ -116,7 +116,13 @@ def digest_now(registry: Registry, reader: StateReader) -> str:
 
 def _capture_optimizers(registry: Registry, buffers: list[bytes | memoryview], opaque: list[str]) -> list[Any]:
     names = registry.name_of()
-    return [[path, _capture_optimizer(o, names, buffers, opaque)] for path, o in registry.optimizers.items()]
+    whole = {}
+    for path, optimizer in registry.optimizers.items():
+        if all(id(p) in names for group in optimizer.param_groups for p in group["params"]):
+            whole[path] = optimizer
+        else:
+            opaque.append(f"{path} (of a parameter that is not recorded)")
+    return [[path, _capture_optimizer(o, names, buffers, opaque)] for path, o in whole.items()]
 
 
 def _without_positions(node: Any) -> Any:

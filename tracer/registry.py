@@ -8,21 +8,23 @@ Room: tracer. Reads the program; changes nothing.
 from __future__ import annotations
 
 import gc
+import logging
 import re
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
 
 from tracer.packing import Entry
-from tracer.values import dtype_name, tensor_bytes
+from tracer.values import dtype_name, refusal, tensor_bytes
 
 if TYPE_CHECKING:
     from tracer.walk import Slot
 
 _ALIGNMENT = 8
+_log = logging.getLogger("rewind")
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,8 @@ class Registry:
     tensors: dict[str, torch.Tensor]
     params: frozenset[str]
     aliases: dict[str, str]
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Tensors of the state whose bytes do not say what they are: {name: why}."""
 
     def name_of(self) -> dict[int, str]:
         """Return {id(tensor): name}."""
@@ -73,7 +77,9 @@ def build(slots: list[Slot], optimizers: list[torch.optim.Optimizer]) -> Registr
     for (_, module), prefix in zip(modules, prefixes, strict=True):
         _add_module(module, prefix, tensors, params, aliases, names)
     _add_loose(found, tensors, params, names)
-    return Registry(dict(modules), found, tensors, frozenset(params), aliases)
+    left_out = {name: why for name, tensor in tensors.items() if (why := refusal(tensor)) is not None}
+    tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    return Registry(dict(modules), found, tensors, frozenset(params - left_out.keys()), aliases, left_out)
 
 
 def _roots(modules: list[tuple[str, torch.nn.Module]]) -> list[tuple[str, torch.nn.Module]]:
@@ -145,6 +151,8 @@ def _add_loose(
 
 def make_layout(registry: Registry, number: int) -> Layout:
     """Return the packed layout of the registry's tensors, with id `number`."""
+    for name, why in registry.left_out.items():
+        _log.warning("%s is not recorded, it is %s: a replay cannot put it back", name, why)
     entries = []
     offset = 0
     weight: dict[int, int] = {}

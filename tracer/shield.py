@@ -10,10 +10,12 @@ import logging
 import traceback
 from typing import TYPE_CHECKING, Any
 
+import torch
+
+from tracer.values import refusal
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-
-    import torch
 
     from tracer.steps import StepRecorder
 
@@ -28,6 +30,13 @@ class Shield:
         self._steps = steps
         self._boundary = steps.boundary
         self.failure: str | None = None
+        self._left_out: set[str] = set()
+
+    def _leave_out(self, what: str, why: object) -> None:
+        """One thing that user code gave cannot be kept: that is said once, and all else goes on."""
+        if what not in self._left_out:
+            self._left_out.add(what)
+            _log.warning("%s is left out: %s", what, why)
 
     def _fail(self, error: Exception) -> None:
         if self.failure is None:
@@ -85,11 +94,22 @@ class Shield:
 
     def capture(self, key: str, value: Any, dims: Sequence[str] | None) -> None:
         """User code gives a tensor."""
-        self._pass_on(self._steps.capture, key, value, dims)
+        why = refusal(value) if isinstance(value, torch.Tensor) else None
+        if why is not None:
+            self._leave_out(f"capture {key!r}", f"the tensor is {why}")
+            return
+        self._pass_on(self._given, f"capture {key!r}", lambda: self._steps.capture(key, value, dims))
+
+    def _given(self, what: str, take: Callable[[], None]) -> None:
+        try:
+            take()
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+            self._leave_out(what, str(error).partition("\n")[0])
 
     def log(self, scalars: dict[str, Any]) -> None:
         """User code gives scalars."""
-        self._pass_on(self._steps.log, scalars)
+        for name, value in scalars.items():
+            self._pass_on(self._given, f"scalar {name!r}", lambda n=name, v=value: self._steps.log({n: v}))
 
     def progress(self, fields: dict[str, Any]) -> None:
         """User code says how far it is."""

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from tracer import values
+from tracer.arrays import numpy_type
 from tracer.errors import DamageError, NameUnknownError
 
 if TYPE_CHECKING:
@@ -70,15 +71,15 @@ def _tensor(whole: torch.Tensor, entry: Entry) -> torch.Tensor:
 def array(data: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     """Return bytes [T, n] as [T, *shape] of the NumPy type of `dtype`, torch's own name.
 
-    bfloat16 becomes float32; what NumPy lacks besides stays bytes.
+    bfloat16 becomes float32, complex32 complex64; what NumPy lacks besides stays bytes, or words.
     """
     steps = data.shape[0]
     flat = np.ascontiguousarray(data).reshape(-1)
     if dtype == "bfloat16":
         return (flat.view(np.uint16).astype(np.uint32) << 16).view(np.float32).reshape(steps, *shape)
-    if dtype.startswith("float8") or dtype in ("bits8", "quint8", "qint8"):
-        return flat.reshape(steps, *shape)
-    return flat.view(np.dtype(dtype)).reshape(steps, *shape)
+    if dtype == "complex32":
+        return flat.view(np.float16).astype(np.float32).view(np.complex64).reshape(steps, *shape)
+    return flat.view(numpy_type(dtype)).reshape(steps, *shape)
 
 
 def batch(node: Any, inline: list[bytes], ids: Callable[[int], bytes], rows: Rows, template: Any = None) -> Any:

@@ -54,6 +54,19 @@ class OpaqueValueError(MissingDataError):
     """A value was met that could not be recorded, only named."""
 
 
+def refusal(tensor: torch.Tensor) -> str | None:
+    """Say why the elements of `tensor`, its dtype and its shape are not all of it (or are not there); None where they are."""
+    if tensor.is_nested:
+        return "nested"
+    if tensor.layout is not torch.strided:
+        return str(tensor.layout).removeprefix("torch.").lstrip("_")
+    if tensor.is_quantized:
+        return "quantized"
+    if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
+        return "without data"
+    return None
+
+
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """Return the elements of `tensor` (any strided dtype, any device) as bytes in C order; a view where it can be one."""
     flat = tensor.detach()
@@ -113,7 +126,11 @@ def _encode(value: Any, sink: _Sink) -> Json:
             node = encoder(value, sink)
             if node is not None:
                 return node
-    name = f"{kind.__module__}.{kind.__qualname__}"
+    return _opaque(value, sink)
+
+
+def _opaque(value: Any, sink: _Sink, more: str = "") -> Json:
+    name = f"{type(value).__module__}.{type(value).__qualname__}{more}"
     if sink.opaque is not None:
         sink.opaque.append(name)
     return {"$": "opaque", "type": name}
@@ -127,10 +144,10 @@ def _encode_float(value: float) -> Json:
 
 
 def _encode_tensor(value: torch.Tensor, sink: _Sink) -> Json:
+    if (why := refusal(value)) is not None:
+        return _encode_sparse(value, sink) if value.layout is torch.sparse_coo else _opaque(value, sink, f" ({why})")
     if sink.leaf is not None and (node := sink.leaf(value)) is not None:
         return node
-    if value.layout is not torch.strided or value.is_quantized or value.is_meta:
-        return _encode_sparse(value, sink) if value.layout is torch.sparse_coo else None
     sink.buffers.append(tensor_bytes(value))
     return {
         "$": "tensor",
