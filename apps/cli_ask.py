@@ -215,15 +215,17 @@ def diff(a: Path, b: Path, *, plot: Path | None, reexecute: bool, trust: bool, a
     if as_json:
         print_json({**found.as_dict(), "same": found.same})
     else:
-        _show_diff(found)
+        _show_diff(found, reexecuted=reexecute)
     return int(not found.same)
 
 
-def _show_diff(found: Any) -> None:
+def _show_diff(found: Any, *, reexecuted: bool) -> None:
     for name, (one, other) in found.environment.items():
         click.echo(f"environment: {name}: {one} | {other}")
     for name, lines in found.sources.items():
         click.echo("\n".join([f"source: {name}", *(f"  {line}" for line in lines[:12])]))
+    if found.note:
+        click.echo(f"note: {found.note}")
     if found.same:
         click.echo(f"steps {found.first}:{found.end}: {found.detail}")
         return
@@ -231,7 +233,7 @@ def _show_diff(found: Any) -> None:
     if found.tensors:
         rows = [[t.name, f"{t.elements} of {t.size}", t.max_ulp, t.max_abs] for t in found.tensors]
         print_table(["tensor", "elements that differ", "by up to ULP", "by up to"], rows)
-    else:
+    elif not reexecuted:
         click.echo("  which tensors, and by how much, is not stored: --reexecute runs both programs for it")
     print_table(["step", "distance of weights", "loss of A", "loss of B"], found.growth)
     drawn, unit = _growth(found)

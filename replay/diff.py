@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from replay.leaves import bits, leaves, same_leaf
+from replay.leaves import bits, leaves, same_leaf, same_values
 from replay.verdict import max_ulp, same_float
-from tracer import stored
+from tracer import stored, values
 from tracer.errors import MissingDataError, RewindError, StepError, TraceError
 from tracer.past import Past
 from tracer.trace import Trace, open_trace
@@ -35,6 +35,8 @@ _ENVIRONMENT_NOISE = ("argv0", "env")
 _SET_FOR_ENGINES = ("env.ATEN_CPU_CAPABILITY", "env.KMP_", "env.OMP_NUM_THREADS")
 _NEAR = 32
 """So many steps from the parting on may be re-executed."""
+_ROUNDING = 1e-6
+"""The norm of a gradient, a sum in float32, is known as well as that."""
 KINDS = ("start", "data", "random numbers", "hyperparameters", "loss", "gradient", "state")
 
 
@@ -57,6 +59,7 @@ class Diff:
     `step` is the first that differs (None: none does), `kind` what differs first in it (one of KINDS), `detail` one
     line of evidence; `tensors` the tensors that differ after it, where both are known. `growth`: rows (step,
     |a - b| / |a| over all weights, loss of a, loss of b), the relative distance NaN where weights are not known.
+    `note`: which generators nobody seeded, so that they say nothing; why weights could not be re-executed.
     """
 
     first: int
@@ -68,6 +71,7 @@ class Diff:
     detail: str = ""
     tensors: list[TensorGap] = field(default_factory=list)
     growth: list[tuple[int, float, float, float]] = field(default_factory=list)
+    note: str = ""
 
     @property
     def same(self) -> bool:
@@ -95,10 +99,12 @@ def diff(a: Trace | str | Path, b: Trace | str | Path, *, rows: int = 12, reexec
         facts = (_environment(one, other), _sources(one, other))
         part = pair.first_difference(first, end)
         if part is None:
-            return Diff(first, end, *facts, detail="all steps that both have are the same, bit for bit")
+            same = "all steps that both have are the same, bit for bit"
+            return Diff(first, end, *facts, detail=same, note=pair.notes())
         step, kind, detail = part
         after = step if kind == "start" else step + 1
-        return Diff(first, end, *facts, step, kind, detail, pair.gaps(after), pair.growth(step, end, rows))
+        gaps, growth = pair.gaps(after), pair.growth(step, end, rows)
+        return Diff(first, end, *facts, step, kind, detail, gaps, growth, pair.notes())
 
 
 def _environment(a: Trace, b: Trace) -> dict[str, tuple[Any, Any]]:
@@ -142,6 +148,9 @@ class _Pair:
         self._pasts = (Past(a), Past(b))
         self._reexecute = reexecute
         self._parting = 0
+        self._failure = ""
+        self._alike = False
+        self._aside: list[str] = []
 
     def first_difference(self, first: int, end: int) -> tuple[int, str, str] | None:
         """Return (step, kind, detail) of the first difference."""
@@ -172,10 +181,10 @@ class _Pair:
 
     def _tests(self) -> Iterator[tuple[str, Callable[[int, dict[str, Any], dict[str, Any]], str | None]]]:
         yield "data", self._data
-        yield "random numbers", _random
+        yield "random numbers", self._random
         yield "hyperparameters", self._hyperparameters
         yield "loss", _number("loss")
-        yield "gradient", _number("grad_norm")
+        yield "gradient", self._gradient
         yield "state", self._state
 
     def _data(self, k: int, x: dict[str, Any], y: dict[str, Any]) -> str | None:
@@ -189,6 +198,32 @@ class _Pair:
                 return f"part {i} of the batch differs{_which_rows(p, q)}"
         return None
 
+    def _random(self, k: int, x: dict[str, Any], y: dict[str, Any]) -> str | None:
+        if x.get("rng_hash") is None or y.get("rng_hash") is None or x["rng_hash"] == y["rng_hash"]:
+            self._alike = self._alike or x.get("rng_hash") is not None
+            return None
+        differ = self._generators(k)
+        if differ is not None and not self._alike and not {"torch", "cuda"} & set(differ):
+            # Seeded by nobody, they differ in any two runs, and mean something only where the program draws from them:
+            # then its data, its loss or its state differ as well.
+            self._aside = self._aside or differ
+        if self._aside and (differ is None or differ == self._aside):
+            return None
+        which = f" of {', '.join(differ)}" if differ else ""
+        return f"the generators{which} differ at the step's start ({x['rng_hash']} and {y['rng_hash']})"
+
+    def _generators(self, k: int) -> list[str] | None:
+        """Which generators differ at the start of step `k`; None where no keyframe says it."""
+        if any(k not in past.keyframes for past in self._pasts):
+            return None
+        one, other = (values.decode(tree["rng"], read) for tree, read in (p.keyframe(k) for p in self._pasts))
+        return [name for name in {**one, **other} if not same_values(one.get(name), other.get(name))]
+
+    def notes(self) -> str:
+        """What a reader should know besides: which generators were not compared, why weights are not known."""
+        aside = f"no seed was set for the generators of {' and '.join(self._aside)}, which differ from the start"
+        return "; ".join([*([aside] if self._aside else []), *([self._failure] if self._failure else [])])
+
     def _hyperparameters(self, k: int, x: dict[str, Any], y: dict[str, Any]) -> str | None:
         if not same_float(x["lr"], y["lr"]):
             return f"learning rate {x['lr']!r} and {y['lr']!r}"
@@ -198,6 +233,12 @@ class _Pair:
         for name in [n for n in one if n in other and one[n] != other[n]]:
             return f"{name}: {one[name]} and {other[name]}"
         return None
+
+    def _gradient(self, k: int, x: dict[str, Any], y: dict[str, Any]) -> str | None:
+        one, other = x["grad_norm"], y["grad_norm"]
+        if one and other and math.isclose(one, other, rel_tol=_ROUNDING) and self._state(k, x, y) is None:
+            return None  # One gradient, summed in another order: torch's depends on where in memory it lies.
+        return _number("grad_norm")(k, x, y)
 
     def _state(self, k: int, x: dict[str, Any], y: dict[str, Any]) -> str | None:
         one, other = (dict(zip(p.names(k), r["hashes"], strict=True)) for p, r in zip(self._pasts, (x, y), strict=True))
@@ -234,8 +275,8 @@ class _Pair:
             return None
         try:
             return trace.state(k)
-        except RewindError:  # a block of code, another machine: what is not known is left out
-            self._reexecute = False
+        except RewindError as error:  # a block of code, another machine: what is not known is left out
+            self._reexecute, self._failure = False, f"the weights could not be re-executed: {error}"
             return None
 
     def growth(self, step: int, end: int, rows: int) -> list[tuple[int, float, float, float]]:
@@ -272,12 +313,6 @@ def _float(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _random(k: int, x: dict[str, Any], y: dict[str, Any]) -> str | None:
-    if x.get("rng_hash") is None or y.get("rng_hash") is None or x["rng_hash"] == y["rng_hash"]:
-        return None
-    return f"the generators differ at the step's start ({x['rng_hash']} and {y['rng_hash']})"
-
-
 def _number(name: str) -> Callable[[int, dict[str, Any], dict[str, Any]], str | None]:
     def test(k: int, x: dict[str, Any], y: dict[str, Any]) -> str | None:
         return None if same_float(x[name], y[name]) else f"{name} {x[name]!r} and {y[name]!r}"
@@ -291,7 +326,14 @@ def _which_rows(p: Any, q: Any) -> str:
     rows = [i for i in range(len(p)) if bits(p[i : i + 1]) != bits(q[i : i + 1])]
     a, b = (sorted(bits(t[i : i + 1]) for i in range(len(t))) for t in (p, q))
     order = ": the same samples in another order" if a == b else ""
-    return f" in {len(rows)} of {len(p)} rows, first row {rows[0]}{order}"
+    apart = "" if order else _apart(_gap("", p, q))
+    return f" in {len(rows)} of {len(p)} rows, first row {rows[0]}{order}{apart}"
+
+
+def _apart(gap: TensorGap | None) -> str:
+    if gap is None or gap.max_ulp is None:
+        return ""
+    return f": {gap.elements} of {gap.size} elements, by up to {gap.max_ulp} ULP"
 
 
 def _options(tree: dict[str, Any]) -> dict[str, str]:

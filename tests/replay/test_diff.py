@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -60,6 +61,20 @@ def test_a_learning_rate(plain, tmp_path):
 def test_a_seed(plain, tmp_path):
     found = diff(plain, record(tmp_path / "b", seed=1))
     assert (found.step, found.kind) == (0, "random numbers")
+
+
+def test_a_generator_that_nobody_seeded_is_no_difference_until_it_is_used(tmp_path):
+    import random
+
+    for name, seed in (("a", 1), ("b", 2)):
+        random.seed(seed)
+        record(tmp_path / name)
+    found = diff(tmp_path / "a", tmp_path / "b")
+    assert found.same
+    assert "of python," in found.note
+    random.seed(3)
+    later = diff(tmp_path / "a", record(tmp_path / "c", lr=0.2))
+    assert (later.step, later.kind) == (0, "hyperparameters")
 
 
 def test_a_gradient_names_the_tensor_and_its_distance(plain, tmp_path):
@@ -124,3 +139,92 @@ def test_a_branch_and_its_parent(digits, tmp_path):
     found = diff(digits, done.path)
     assert (found.first, found.end) == (10, 15)
     assert (found.step, found.kind) == (10, "gradient")
+
+
+SCRIPT = """
+import sys
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def train(lr, sample):
+    torch.manual_seed(0)
+    x, y = torch.randn(48, 5), torch.randn(48, 1)
+    if sample >= 0:
+        x.view(torch.int32)[sample, 3] ^= 1
+    model = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9)
+    step = 0
+    for _ in range(2):
+        for a, b in DataLoader(TensorDataset(x, y), batch_size=8):
+            loss = (model(a) - b).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            np.savez(f"left{step}.npz", **{n: p.detach().numpy() for n, p in model.state_dict().items()})
+            step += 1
+
+
+train(float(sys.argv[1]), int(sys.argv[2]))
+"""
+
+
+def ordered(array):
+    """float32 as integers in the order of the numbers: neighbours are 1 apart, and so are -0.0 and 0.0."""
+    words = array.view(np.int32).astype(np.int64)
+    return np.where(words < 0, -(1 << 31) - 1 - words, words)
+
+
+def gaps_of(a, b, step):
+    """What the runs' own files say of the weights that `step` left: {name: (elements, size, ULPs)}, and their distance."""
+    one, other = (np.load(folder / f"left{step}.npz") for folder in (a.parent, b.parent))
+    apart = {n: np.abs(ordered(one[n]) - ordered(other[n])) for n in one}
+    wide = [np.concatenate([file[n].ravel() for n in one]).astype(np.float64) for file in (one, other)]
+    distance = np.linalg.norm(wide[0] - wide[1]) / np.linalg.norm(wide[0])
+    return {n: (int((d > 0).sum()), d.size, int(d.max())) for n, d in apart.items() if d.any()}, distance
+
+
+@pytest.fixture(scope="module")
+def runs(scribe, tmp_path_factory):
+    """Runs of one script: plain, with another learning rate, with one bit of sample 20 the other way."""
+    found = {}
+    for name, args in {"plain": (0.1, -1), "slow": (0.05, -1), "flipped": (0.1, 20)}.items():
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "script.py").write_text(SCRIPT)
+        found[name] = scribe.record(folder / "t", folder / "script.py", *args, options=("--detail", "replay"))
+    return found
+
+
+class TestReexecuted:
+    """Where weights were not stored both programs are run again; their own files say what is right."""
+
+    @pytest.mark.parametrize(("name", "step", "kind"), [("slow", 0, "hyperparameters"), ("flipped", 2, "data")])
+    def test_which_tensors_how_many_elements_how_many_ulps(self, runs, name, step, kind):
+        found = diff(runs["plain"], runs[name], reexecute=True)
+        assert (found.step, found.kind) == (step, kind)
+        wanted, _ = gaps_of(runs["plain"], runs[name], step)
+        assert {gap.name: (gap.elements, gap.size, gap.max_ulp) for gap in found.tensors} == wanted != {}
+        distances = {row[0]: row[1] for row in found.growth}
+        assert {step, 11} <= distances.keys()
+        assert distances == pytest.approx({k: gaps_of(runs["plain"], runs[name], k)[1] for k in distances}, rel=1e-9)
+
+    def test_the_flipped_bit_is_found(self, runs):
+        found = diff(runs["plain"], runs["flipped"])
+        assert (
+            found.detail == "part 0 of the batch differs in 1 of 8 rows, first row 4: 1 of 40 elements, by up to 1 ULP"
+        )
+        # Nothing was run for this, and no keyframe is there.
+        assert found.tensors == []
+        # Two processes whose other generators nobody seeded; nothing was drawn from those.
+        assert found.note == "no seed was set for the generators of python and numpy, which differ from the start"
+
+    def test_why_it_cannot_be_is_said(self, tmp_path):
+        for name, options in (("a", {}), ("b", {"at": 5, "shift": 1e-3})):
+            with tracer.record(tmp_path / name, detail="replay", keyframe_every=100):
+                train(**options)
+        found = diff(tmp_path / "a", tmp_path / "b", reexecute=True)
+        assert (found.step, found.tensors) == (5, [])
+        assert "block of code" in found.note
