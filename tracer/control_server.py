@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 _LONGEST_ADDRESS = 100
 _MOST_CLIENTS = 64
 _GRACE = 0.5
+_MOST_SAID = 300
 _log = logging.getLogger("rewind")
 
 
@@ -78,7 +79,10 @@ class Server:
             try:
                 connection = Connection(self._socket.accept()[0].detach())
             except OSError:
-                return
+                if self._closing:
+                    return
+                time.sleep(_GRACE)  # no file descriptor is free, say: there may be one later
+                continue
             if self._closing or len(self._clients) >= _MOST_CLIENTS:
                 connection.close()
                 continue
@@ -95,7 +99,7 @@ class Server:
             set_timeouts(connection, 0)
             while True:
                 self._answer(name, connection)
-        except (OSError, EOFError, AuthenticationError, ValueError):
+        except (OSError, EOFError, AuthenticationError, ValueError, AssertionError):
             pass  # It went, or never was one of ours.
         finally:
             self._clients.pop(name, None)
@@ -103,10 +107,10 @@ class Server:
             self._handler.gone(name)
 
     def _answer(self, name: str, connection: Connection) -> None:
-        request = json.loads(connection.recv_bytes(MAX_REQUEST))
+        message = connection.recv_bytes(MAX_REQUEST)
         self._answering += 1
         try:
-            self._reply(request, name, connection)
+            self._reply(_parsed(message), name, connection)
         finally:
             self._answering -= 1
 
@@ -119,6 +123,8 @@ class Server:
             reply: dict[str, Any] = {"ok": True, "data": bool(data), **fields}
         except RewindError as error:
             reply = {"ok": False, "error": error_name(error), "message": str(error)}
+        except (TypeError, ValueError, LookupError, OverflowError, RecursionError) as error:
+            reply = {"ok": False, "error": "usage", "message": f"this request makes no sense: {error!r}"[:_MOST_SAID]}
         connection.send_bytes(json.dumps(reply).encode())
         if data:
             connection.send_bytes(data)
@@ -146,6 +152,14 @@ class Server:
         self._socket.close()
         for connection in self._clients.values():
             connection.close()
+
+
+def _parsed(message: bytes) -> Any:
+    """What the message says; None where it is no JSON."""
+    try:
+        return json.loads(message)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _private_folder() -> str:

@@ -175,13 +175,14 @@ class Live:
     def _on_state(self, request: Request, client: str) -> dict[str, Any]:
         return {"state": self.state()}
 
-    def _settled(self, request: Request) -> dict[str, Any]:
-        self.gate.settle(min(float(request.get("wait") or 0.0), _MOST_WAIT))
+    def _settled(self, wait: float) -> dict[str, Any]:
+        self.gate.settle(wait)
         return {"state": self.state()}
 
     def _on_pause(self, request: Request, client: str) -> dict[str, Any]:
+        wait = _wait_of(request)  # first: what is refused has not happened
         self.gate.pause(client if request.get("lease") else HAND)
-        return self._settled(request)
+        return self._settled(wait)
 
     def _on_resume(self, request: Request, client: str) -> dict[str, Any]:
         self.gate.resume()
@@ -191,8 +192,9 @@ class Live:
         steps = request.get("steps", 1)
         if type(steps) is not int:
             raise UsageError(f"{steps!r} is no number of steps")
+        wait = _wait_of(request)
         self.gate.grant(steps)
-        return self._settled(request)
+        return self._settled(wait)
 
     def _on_stop(self, request: Request, client: str) -> dict[str, Any]:
         self.gate.stop()
@@ -265,6 +267,14 @@ class Live:
             for name, tensor in ((n, t.grad if t.grad is not None else t) for n, t in self._run.tensors.items())
             if name in kept_grads or tensor is not self._run.tensors[name]
         ]
+
+
+def _wait_of(request: Request) -> float:
+    """How many seconds the client waits for the run to stand where it was told to. Raise UsageError."""
+    wait = request.get("wait") or 0.0
+    if not isinstance(wait, int | float) or not wait >= 0:
+        raise UsageError(f"{wait!r} is no number of seconds to wait")
+    return float(min(wait, _MOST_WAIT))
 
 
 def _described(name: str, tensor: torch.Tensor, data: bytes | None = None) -> Described:
