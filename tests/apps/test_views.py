@@ -137,7 +137,7 @@ def test_pixels_that_are_not_finite_are_marked_and_not_black(bad):  # S1.2
     gray = as_images(pixels)
     pixels[1, 2, 3] = bad
     found = shown_batch([pixels, np.arange(2)])
-    assert (found.bad, found.note) == (1, "1 pixels are NaN or infinite: violet")
+    assert (found.bad, found.note) == (1, "1 pixel NaN or infinite: violet")
     assert found.images[1, 2, 3].tolist() == [140, 90, 200]
     rest = np.ones((2, 9, 9), bool)
     rest[1, 2, 3] = False

@@ -1,11 +1,13 @@
 """How soon a page shows a step that was just made, and what watching costs the run.
 
-    python -m tests.benchmarks.app_live [--seconds S] [--only latency,cost]
+    python -m tests.benchmarks.app_live [--seconds S] [--only latency,cost,crash,opens]
 
 Latency: a run of a step every 0.4 s is followed by a page in a headless Chromium. For each step the time from its end, as
 the record has it, to the page's text of the newest step (`head`), and to all that the tab shows of it (`shown`).
 Cost: 784-64-784, one thread, --detail replay, as fast as it goes, watched by ten pages of one app without a browser, all
 following and redrawing; they are stopped and let go on in turns of 3 s, and the steps of both kinds of turns are counted.
+Crash: from SIGKILL of the run to the page's badge, five times. Opens: the trace of a small run of some 170 steps a second, of which 128 at
+a time are sealed, is opened 500 times a second for a minute, or as often as it can be, and each time all its steps must be there, once each.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import time
 from pathlib import Path
 
 from tests.browser import chromium
-from tests.tracer.live_run import LiveRun
+from tests.tracer.live_run import PROGRAM, LiveRun
 from tracer import open_trace
 
 READERS, TURN, STEP = 10, 3.0, 0.4
@@ -109,6 +111,54 @@ def cost(seconds: float) -> None:
     print(f"the readers' process used {used:.1f} s of CPU, {len(times)} steps in all")
 
 
+def crash(times: int = 5) -> None:
+    found = []
+    with tempfile.TemporaryDirectory() as folder, chromium.browser() as b:
+        home = Path(folder)
+        (home / "slow.py").write_text(SLOW)
+        for i in range(times):
+            path = home / f"t{i}"
+            with LiveRun(path, script=home / "slow.py") as run, chromium.app(path) as url:
+                run.until_status("running")
+                page = chromium.Page(b, url)
+                page.page.wait_for_selector("[data-status=live]")
+                page.page.wait_for_timeout(2000 + 150 * i)
+                run.process.kill()
+                killed = time.perf_counter()
+                page.page.wait_for_selector("[data-status=crashed]", timeout=30_000)
+                found.append(time.perf_counter() - killed)
+                page.page.close()
+    print(
+        f"SIGKILL to the badge `crashed`: median {statistics.median(found):.2f} s, most {max(found):.2f} s of {times}"
+    )
+
+
+def opens(seconds: float = 60.0, rate: float = 500.0) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        pace = "    optimizer.step()\n    import time; time.sleep(0.005)"
+        program = PROGRAM.replace("    optimizer.step()", pace)
+        (home / "sealing.py").write_text(f"import tracer.journal as j; j.ROLL_STEPS = 128\n{program}")
+        with LiveRun(home / "t", script=home / "sealing.py", epochs=1000, batches=1000) as run:
+            run.until_status("running")
+            took, last, wrong, sealed, begun = [], 0, 0, set(), time.perf_counter()
+            while time.perf_counter() - begun < seconds:
+                time.sleep(max(0.0, begun + len(took) / rate - time.perf_counter()))
+                started = time.perf_counter()
+                with open_trace(home / "t") as trace:
+                    runs, last_now = trace.recorded_steps.runs, trace.steps
+                    sealed.add(len(trace._chain.sealed))
+                    took.append(time.perf_counter() - started)
+                wrong += last_now < last or (last_now > 0 and runs != ((0, last_now - 1),))
+                last = last_now
+    each = sorted(1000 * t for t in took)
+    print(
+        f"{len(took)} opens in {seconds:.0f} s ({len(took) / seconds:.0f} a second) while {last} steps came and "
+        f"{max(sealed) - min(sealed)} segments were sealed: {wrong} with a step torn, twice or missing; "
+        f"an open took {statistics.median(each):.2f} ms, 99th percentile {each[int(0.99 * len(each))]:.2f}, most {each[-1]:.1f}"
+    )
+
+
 def _cpu(pid: int) -> float:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -144,6 +194,10 @@ def main() -> None:
             latency(chosen.seconds / 2, tab)
     if "cost" in chosen.only:
         cost(chosen.seconds)
+    if "crash" in chosen.only:
+        crash()
+    if "opens" in chosen.only:
+        opens()
 
 
 if __name__ == "__main__":

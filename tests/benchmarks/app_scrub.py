@@ -157,7 +157,8 @@ def memory(trace: str, presses: int, pages: int = 4) -> list[Row]:
     """What a page holds on the server after much scrubbing, and what is left when it is closed."""
     command = [sys.executable, "-m", "apps.cli", "app", trace]
     with served(command) as (url, process), chromium.browser() as browser:
-        wander(chromium.Page(browser, url, "step=20"), presses)  # what all pages share is there from now on
+        for page in [chromium.Page(browser, url, "step=20") for _ in range(pages)]:
+            wander(page, presses)  # what all pages share is there from now on, and the allocator has what pages need
         close_all(browser, process)
         before = resident(process.pid)
         opened = [chromium.Page(browser, url, "step=20") for _ in range(pages)]
