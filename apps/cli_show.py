@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from apps.trust import check, trust_all
 from tracer.errors import UsageError
 
 
@@ -34,7 +35,8 @@ from tracer.errors import UsageError
     help="Of a live run: redraw at most every S seconds.",
 )
 @click.option("--no-browser", is_flag=True, help="Open no browser, only serve. So does NO_BROWSER=1.")
-def app(traces: tuple[Path, ...], *, port: int, address: str, redraw: float, no_browser: bool) -> None:
+@click.option("--trust", is_flag=True, help="Let the tab Replay run what another machine recorded, too.")
+def app(traces: tuple[Path, ...], *, port: int, address: str, redraw: float, no_browser: bool, trust: bool) -> None:
     """Look at TRACES in the browser: scrub through the steps, see images, features, forces, matrices, metrics.
 
     Of a directory (default: runs) all traces are listed, newest first. The address that is printed holds a token;
@@ -42,6 +44,8 @@ def app(traces: tuple[Path, ...], *, port: int, address: str, redraw: float, no_
     """
     from apps.app import serve, show
 
+    if trust:
+        trust_all()
     try:
         served = serve(traces or (Path("runs"),), port=port, address=address, redraw=redraw)
     except OSError as error:
@@ -57,7 +61,8 @@ def app(traces: tuple[Path, ...], *, port: int, address: str, redraw: float, no_
 @click.option("--view", default="steps", show_default=True, help="steps, features, metrics, epochs, events ...")
 @click.option("--state", type=click.IntRange(min=0), metavar="K", help="The weights of state K instead, as .npz.")
 @click.option("--format", "form", type=click.Choice(["csv", "json", "parquet", "npz"]), help="Default: as --out ends.")
-def export(trace: Path, *, out: Path, view: str, state: int | None, form: str | None) -> None:
+@click.option("--trust", is_flag=True, help="Re-execute a state that was not stored, even of another machine's trace.")
+def export(trace: Path, *, out: Path, view: str, state: int | None, form: str | None, trust: bool) -> None:
     """Write a view of TRACE, or the weights of one state, to a file: CSV, JSON, Parquet or NPZ."""
     from apps.exports import encode, state_columns, view_columns
     from tracer import open_trace
@@ -68,6 +73,8 @@ def export(trace: Path, *, out: Path, view: str, state: int | None, form: str | 
     if state is not None and kind != "npz":
         raise UsageError("weights are arrays of many shapes: export them as .npz")
     with open_trace(trace) as opened:
+        if state is not None and not opened.has_state(state):
+            check(trace, trust=trust)
         columns = view_columns(opened, view) if state is None else state_columns(opened, state)
     data = encode(columns, kind)
     with open(out, "xb") as file:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import socket
+import threading
 from pathlib import Path  # noqa: TC003 -- click reads the annotations
 from typing import TYPE_CHECKING, Any
 
@@ -16,19 +17,30 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def check(trace: Path, *, trust: bool) -> None:
-    """Raise UsageError where the trace comes from another machine and its program is not known to be trusted."""
+_all = threading.Event()
+
+
+def trust_all() -> None:
+    """From here on this process may run the program of any trace it is given: `rewind app --trust`."""
+    _all.set()
+
+
+def check(trace: Path, *, trust: bool = False, how: str = "say --trust") -> None:
+    """Raise UsageError where the trace comes from another machine and its program is not known to be trusted.
+
+    `how` tells the user what to do, once they have looked at the program.
+    """
     from tracer import manifest
     from tracer.errors import UsageError
 
     facts = manifest.read(trace)
     foreign = sorted({session.host for session in facts.sessions} - {socket.gethostname()})
-    if trust or not foreign:
+    if trust or _all.is_set() or not foreign:
         return
     program = facts.program.path or facts.program.module or "a program"
     raise UsageError(
         f"{trace} was recorded on {', '.join(foreign)}, and this runs its program, {program}: look at {trace}/source,"
-        " then say --trust",
+        f" then {how}",
         path=trace,
     )
 

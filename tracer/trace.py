@@ -119,8 +119,9 @@ class Trace:
     def state(self, k: int) -> State:
         """Return state `k`: tensors by the names of `state_dict()`.
 
-        Stored ones are read, others re-executed (through the entry point group `rewind.reexecute`). Raise StepError,
-        DamageError, and what re-execution raises.
+        Stored ones are read, others re-executed (through the entry point group `rewind.reexecute`): that runs the
+        recorded program, so of a trace that somebody else recorded look at its source/ first, or ask `has_state(k)`.
+        Raise StepError, DamageError, and what re-execution raises.
         """
         segment = self._chain.with_state(k)
         if segment is None:

@@ -11,6 +11,7 @@ import panel as pn
 
 import replay
 from apps.surfaces import Replayer
+from apps.trust import check
 from tracer.errors import RewindError
 
 if TYPE_CHECKING:
@@ -122,6 +123,7 @@ class ReplayView:
     def _work(self, run: Recorded, k: int) -> Rerun:
         if self._session is None or self._session.trace.path != run.trace.path:
             self.close()
+            check(run.trace.path, how="start the app with `rewind app --trust`")
             self._session = replay.Session(run.trace.path, anyway=self._anyway)
         return rerun(self._session, k)
 

@@ -10,8 +10,10 @@ import os
 import pickle
 import shutil
 import struct
+import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import duckdb
 import google_crc32c
@@ -19,7 +21,9 @@ import numpy as np
 import pytest
 from numcodecs import blosc
 
+import tracer
 from tests.tracer.synthetic import make_trace
+from tests.tracer.training import train
 from tests.trust.survey import DAMAGED, survey
 from tracer import manifest, open_trace, segments, values
 from tracer.errors import DamageError, MissingDataError, RewindError, UsageError
@@ -290,3 +294,39 @@ def test_a_program_from_elsewhere_is_not_run_unasked(trace, capsys):
         assert "a-strangers-machine" in said
         assert "--trust" in said
     assert run(["verify", str(trace), "--checksums"]) == 0
+
+
+def as_if_from_elsewhere(path):
+    def foreign(facts):
+        for session in facts.sessions:
+            facts = facts.with_session(replace(session, host="elsewhere"))
+        return facts
+
+    manifest.amend(path, foreign)
+
+
+def test_the_app_runs_no_stranger_s_program_unless_it_is_told_to(unsealed, tmp_path, monkeypatch):
+    """The tab Replay and the export of a state that is not stored ask as the verbs do. # C3"""
+    from apps import trust
+    from apps.cli import run
+    from apps.views import replay as tab
+
+    path = tmp_path / "t"
+    with tracer.record(path, weights=False):
+        train(epochs=1)
+    as_if_from_elsewhere(path)
+    started = []
+    monkeypatch.setattr(trust, "_all", threading.Event())
+    monkeypatch.setattr(tab.replay, "Session", lambda *a, **k: started.append(a))
+    monkeypatch.setattr(tab, "rerun", lambda session, k: None)
+    view = tab.ReplayView.__new__(tab.ReplayView)
+    view._session, view._anyway = None, False
+    with tracer.open_trace(path) as trace:
+        chosen = SimpleNamespace(trace=trace)
+        with pytest.raises(UsageError, match=r"elsewhere.*rewind app --trust"):
+            view._work(chosen, 1)
+        assert run(["export", str(path), "--state", "3", "--out", str(tmp_path / "w.npz")]) == 2
+        assert not started
+        trust.trust_all()
+        view._work(chosen, 1)
+    assert len(started) == 1
