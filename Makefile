@@ -9,7 +9,7 @@ DEMO_FLAGS ?=
 # Empty or not: `rewind` reads it.
 export NO_BROWSER
 
-.PHONY: demo test app bench bench-quick trust clean browser screenshots
+.PHONY: demo test app bench bench-quick trust soak clean browser screenshots
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.rewind
@@ -61,6 +61,14 @@ screenshots: $(VENV)/.rewind-test browser
 # Every damage, kill and fault in full numbers: an hour or so. `make test` has a sample.
 trust: $(VENV)/.rewind-test
 	REWIND_FLIPS=10000 REWIND_KILLS=200 $(BIN)/python -m pytest tests/trust --timeout=0
+	$(PYTHON) -m venv $(VENV)/fuzz
+	$(VENV)/fuzz/bin/python -m pip install --quiet "schemathesis>=4.3"
+	$(BIN)/python -m tests.trust.fuzz_api $(VENV)/fuzz/bin/schemathesis 1000
+
+# Record, kill, resume, repair, read, in any order, for so many minutes: memory and open files must stay as they are.
+SOAK_MINUTES ?= 30
+soak: $(VENV)/.rewind-test
+	$(BIN)/python -m tests.trust.soak $(SOAK_MINUTES)
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache

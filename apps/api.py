@@ -136,7 +136,8 @@ class Guarded(RequestHandler):
     def run_asked(self) -> Recorded:
         """The run of `?run=`, the first one by default."""
         run = self.runs.open(self.get_query_argument("run", self.runs.names[0]))
-        if is_live(run):
+        # A run that is over may have grown, too: before it died, or because it was resumed.
+        if is_live(run) or run.trace.refresh():
             run.refresh()
         return run
 

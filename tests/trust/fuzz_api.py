@@ -32,7 +32,15 @@ def main(program: str, count: str = "1000") -> int:
         make_trace(bare, steps=3, features=4, inputs=6, weights=False, captures=False, seal=False, seed=1)
         api = Api(full.path, bare)
         where = f"http://127.0.0.1:{api.port}/debug/openapi.json"
-        command = [program, "run", where, "-H", f"Authorization: Bearer {TOKEN}", "--checks", ",".join(CHECKS)]
+        command = [
+            str(Path(program).absolute()),
+            "run",
+            where,
+            "-H",
+            f"Authorization: Bearer {TOKEN}",
+            "--checks",
+            ",".join(CHECKS),
+        ]
         done = subprocess.run([*command, "--max-examples", count, "--no-color"], cwd=folder, check=False)
         api.close()
         return done.returncode
