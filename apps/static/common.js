@@ -89,7 +89,7 @@ function scaleBar(low, high, colours, bad = false) {
   const lut = COLOURS[colours];
   const stops = [0, 51, 102, 153, 204, 255].map((i) => `rgb(${lut[3 * i]},${lut[3 * i + 1]},${lut[3 * i + 2]})`);
   return el("div", { class: "row num", style: "gap:6px;font-size:12px", "aria-label": `colour scale ${fmt(low)} to ${fmt(high)}` },
-    fmt(low), el("span", { style: `width:140px;height:10px;border-radius:3px;border:1px solid var(--rw-line);background:linear-gradient(to right,${stops})` }),
+    el("span", { style: "min-width:8ch;text-align:right" }, fmt(low)), el("span", { style: `width:140px;height:10px;border-radius:3px;border:1px solid var(--rw-line);background:linear-gradient(to right,${stops})` }),
     fmt(high), bad && el("span", { class: "row", style: "gap:5px;margin-left:10px" }, el("span", { style: `width:10px;height:10px;border-radius:2px;background:rgb(${UNKNOWN})` }), "NaN"));
 }
 

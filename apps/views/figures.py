@@ -34,7 +34,7 @@ if (Number.isNaN(size)) return "NaN";
 if (size === 0) return "0";
 const gap = ticks.length > 1 ? Math.min(...ticks.slice(1).map((t, i) => Math.abs(t - ticks[i]))) : 0;
 const digits = gap > 0 ? Math.min(12, Math.max(4, 2 + Math.ceil(Math.log10(size / gap)))) : 4;
-if (size < 1e-3 || size >= 1e5) return tick.toExponential(digits - 2).replace(/\\.?0+e/, "e");
+if (size < 1e-4 || size >= 1e5) return tick.toExponential(digits - 2).replace(/\\.?0+e/, "e");
 return String(Number(tick.toPrecision(digits)));
 """
 
@@ -64,6 +64,7 @@ def chart(title: str, x: str, y: str, *, height: int = 240, log: bool = False, *
         active_drag="box_zoom",
         output_backend="canvas",
         min_border_right=18,
+        toolbar_location="above",
         **options,
     )
     plot.toolbar.logo = None
@@ -80,7 +81,8 @@ def chart(title: str, x: str, y: str, *, height: int = 240, log: bool = False, *
 def card(plot: Any, *, right: int = 0) -> pn.Column:
     """A chart as a card of the page; `right` is the gap to what stands beside it."""
     look = {"background": "var(--rw-card)", "border": "1px solid var(--rw-line)", "border-radius": "10px"}
-    pane = pn.pane.Bokeh(plot, sizing_mode="stretch_width", margin=8)
+    look |= {"padding": "6px 8px", "box-sizing": "border-box"}
+    pane = pn.pane.Bokeh(plot, sizing_mode="stretch_width", margin=0)
     return pn.Column(pane, sizing_mode="stretch_width", styles=look, margin=(0, right, 12, 0))
 
 

@@ -184,6 +184,7 @@ class ForcesView:
         assert self._scale is not None
         known = f"{chosen.layer}/win_rate" in run.capture_keys
         self._scale.visible = known
+        self._plot.title.text = "Forces per feature" + (", coloured by win rate" if known else "")
         self._scale.color_mapper.nan_color = UNKNOWN if known else figures.PALETTE[0]
         self._source.data = data
         place = self._source.data["feature"] == chosen.feature
@@ -202,6 +203,9 @@ class ForcesView:
     def restyle(self) -> None:
         """Take on the page's colours."""
         figures.restyle([p for p in (self._plot, self._line.plot) if p is not None], dark=self._host.dark)
+        if self._plot is not None:
+            edge = (figures.DARK if self._host.dark else figures.LIGHT)["soft"]
+            self._plot.renderers[0].glyph.line_color = self._plot.renderers[0].nonselection_glyph.line_color = edge
         self._pictures.tell({"kind": "theme"})
 
     def export(self) -> dict[str, NDArray[Any]]:
@@ -263,7 +267,7 @@ class ForcesView:
                 renderers=[points],
             )
         )
-        self._scale = ColorBar(color_mapper=mapper, title="win rate", width=10, background_fill_alpha=0)
+        self._scale = ColorBar(color_mapper=mapper, width=10, background_fill_alpha=0)
         plot.add_layout(self._scale, "right")
         plot.on_event(Tap, self._tapped)
         self._plot = plot

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import panel as pn
 from bokeh.events import RangesUpdate, Tap
-from bokeh.layouts import gridplot
-from bokeh.models import ColumnDataSource, CrosshairTool, Span
+from bokeh.layouts import column, row
+from bokeh.models import ColumnDataSource, CrosshairTool, Spacer, Span
 
 from apps.surfaces import Bar
 from apps.views import figures
@@ -89,8 +89,7 @@ class MetricsView:
 
     def restyle(self) -> None:
         """Take on the page's colours."""
-        plots = [*self._plots, *([self._parting.plot] if self._parting.plot is not None else [])]
-        figures.restyle(plots, dark=self._host.dark)
+        figures.restyle([*self._plots, self._parting.plot], dark=self._host.dark)
 
     def export(self) -> dict[str, NDArray[Any]]:
         """All scalars of the run, a column each."""
@@ -162,9 +161,7 @@ class MetricsView:
         for name in names:
             self._plots.append(self._chart(name, runs, link))
         self.restyle()
-        columns = 1 if len(self._plots) == 1 else 2
-        grid = gridplot(self._plots, ncols=columns, sizing_mode="stretch_width", toolbar_location=None)
-        self._place[:] = [figures.card(grid)]
+        self._place[:] = [figures.card(_in_rows(self._plots))]
 
     def _new_plot(self, name: str, *, log: bool) -> Figure:
         unit = {"duration": "seconds"}.get(name, "")
@@ -291,6 +288,16 @@ def _outline(run: Recorded) -> tuple[Any, ...]:
     finite = [int(np.isfinite(scalars[name]).sum()) for name in names]
     lone = tuple(count == 1 for count in finite)
     return (*names, *lone, sum(len(scalars[name]) for name in names) - sum(finite))
+
+
+def _in_rows(plots: list[Figure]) -> Any:
+    """Charts two by two. No gridplot: that one paints its charts at wrong places where anything beside it comes or goes."""
+    pairs = [plots[i : i + 2] for i in range(0, len(plots), 2)]
+    if len(plots) > 1 and len(pairs[-1]) == 1:
+        pairs[-1].append(Spacer(sizing_mode="stretch_width"))
+    for plot in plots:
+        plot.min_border_left = 64
+    return column(*(row(*pair, sizing_mode="stretch_width") for pair in pairs), sizing_mode="stretch_width")
 
 
 def _foot(plot: Figure) -> float:

@@ -21,11 +21,11 @@ from apps.views.forces import cosine_words, pixels, ratio_over_steps, scatter_da
 from apps.views.matrices import as_levels, figures_of, fit, matrix_pair
 from apps.views.metrics import ALL, FAMILY
 from apps.views.over_steps import grid, sampled, spread
-from apps.views.parting import distance_data, words_of
+from apps.views.parting import distance_data, tensors_of, words_of
 from apps.views.series import Series, bad_data, line_data, smoothed, x_values
 from apps.views.sql import answer, answer_frame, drawable, examples
 from apps.views.trajectories import INITIAL, parse_watched, series
-from replay.diff import Diff
+from replay.diff import Diff, TensorGap
 from tests.tracer.synthetic import make_trace
 from tracer import manifest
 from tracer.errors import MissingDataError, NotATraceError, RewindError, StepError, UsageError
@@ -345,6 +345,10 @@ def test_where_two_runs_part_is_said_and_drawn():  # B5
     weights = replace(found, growth=[(3, 0.5, 1.0, 2.0)])
     assert distance_data(weights)[1] == "|a - b| / |a| of all weights"
     assert words_of(Diff(0, 9), "b")[0] == ("the same as b", "chip verified")
+    tensors = [TensorGap("<b>", 1, 2, 7, 0.5)] * 9
+    table = tensors_of(replace(found, tensors=tensors))
+    assert ("&lt;b&gt;" in table, "<b>" in table, "1 of 2" in table, "7 ULP" in table) == (True, False, True, True)
+    assert table.endswith("and 3 more</p>")
 
 
 # -- traces that lack things ------------------------------------------------------------

@@ -2,12 +2,14 @@
 
     python -m tests.benchmarks.app_live [--seconds S] [--only latency,cost,crash,opens]
 
-Latency: a run of a step every 0.4 s is followed by a page in a headless Chromium. For each step the time from its end, as
-the record has it, to the page's text of the newest step (`head`), and to all that the tab shows of it (`shown`).
-Cost: 784-64-784, one thread, --detail replay, as fast as it goes, watched by ten pages of one app without a browser, all
-following and redrawing; they are stopped and let go on in turns of 3 s, and the steps of both kinds of turns are counted.
-Crash: from SIGKILL of the run to the page's badge, five times. Opens: the trace of a small run of some 170 steps a second, of which 128 at
-a time are sealed, is opened 500 times a second for a minute, or as often as it can be, and each time all its steps must be there, once each.
+Latency: a run of a step every 0.4 s is followed by a page in a headless Chromium. For each step the time from its end,
+as the record has it, to the page's text of the newest step (`head`), and to all that the tab shows of it (`shown`).
+Cost: 784-64-784, one thread, --detail replay, as fast as it goes, watched by ten pages of one app without a browser,
+all following and redrawing; they are stopped and let go on in turns of 3 s, and the steps of both kinds of turns are
+counted.
+Crash: from SIGKILL of the run to the page's badge, five times.
+Opens: the trace of a small run of some 170 steps a second, of which 128 at a time are sealed, is opened 500 times a
+second for a minute, or as often as it can be, and each time all its steps must be there, once each.
 """
 
 from __future__ import annotations
