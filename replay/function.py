@@ -54,13 +54,13 @@ class Function:
             # The name in <> keeps the module out of what is taken for the recorded program's own code.
             code = compile(self.source, f"<function {self.label}>", "exec", dont_inherit=True)
             exec(code, module.__dict__)
-            found: Any = module
-            for part in self.name.split("."):
-                found = getattr(found, part)
         except Exception as error:
             raise UsageError(f"{self.label} cannot be loaded: {type(error).__name__}: {error}") from error
+        found: Any = module
+        for part in self.name.split("."):
+            found = getattr(found, part, None)
         if not callable(found):
-            raise UsageError(f"{self.name} in {self.label} is no function")
+            raise UsageError(f"{self.label} has no function {self.name}")
         return found
 
 

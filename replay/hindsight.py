@@ -291,7 +291,11 @@ def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
             stack.enter_context(cluster)
             yield stack.enter_context(Client(cluster))
         else:
-            yield stack.enter_context(Client(scheduler))
+            try:
+                client = stack.enter_context(Client(scheduler))
+            except (OSError, ValueError) as error:
+                raise UsageError(f"no Dask scheduler answers at {scheduler}: {error}") from None
+            yield client
 
 
 def _columns(rows: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
