@@ -208,9 +208,15 @@ class BranchingEngine(Engine):
         aligned = not same_iterator or (self._shadow is not None and self._shadow.aligned)
         if last["mode"] == "optimizer" or (aligned and not last.get("extras")):
             return NATIVE
-        why = "the loader cannot be shown to stand where it stood then"
-        self._finish("finished", {"at": self.at, "ended": f"past the recorded batches {why}"})
+        self._finish("finished", {"at": self.at, "ended": f"past the recorded batches {self._unproven(last)}"})
         raise StopProgram
+
+    def _unproven(self, last: dict[str, Any]) -> str:
+        """Why nobody knows which batch would have come next."""
+        if last.get("extras"):
+            return "a second loader, which fed the steps too, cannot be shown to stand where it stood then"
+        seeded = ": under another seed it began this epoch in another order" if self._own_random else ""
+        return f"the loader cannot be shown to stand where it stood then{seeded}"
 
     def begin(self, batch: Any, *, left: bool, iterator: Any) -> None:
         """A step begins on trial."""

@@ -129,8 +129,46 @@ def test_where_the_loader_goes_another_way_it_ends_and_says_so(tmp_path, monkeyp
     # Another seed, so another order in the second epoch: after step 16 nobody knows what would have come.
     done = branch(tmp_path / "t", tmp_path / "b", at=6, steps=20, seed=5, program=train)
     assert done.steps == 11
-    assert "cannot be shown" in done.note
+    assert done.note.endswith("under another seed it began this epoch in another order")
     assert verify(done.path, program=train).verified
+
+
+def test_within_the_epoch_another_seed_changes_no_order(tmp_path, monkeypatch):
+    whole = record(tmp_path / "whole", train)
+    cut_short(monkeypatch, tmp_path / "t", train, 17)
+    done = branch(tmp_path / "t", tmp_path / "b", at=14, steps=6, seed=5, program=train)
+    assert (done.steps, done.note) == (6, None)
+    with tracer.open_trace(done.path) as later, tracer.open_trace(whole) as first:
+        assert all(torch.equal(later.batch(k)[0], first.batch(k)[0]) for k in range(14, 20))
+        assert later.record(15)["rng_hash"] != first.record(15)["rng_hash"]
+    assert verify(done.path, program=train).verified
+
+
+def two_loaders():
+    """Each step is fed by a second loader, too."""
+    torch.manual_seed(0)
+    first, second = (DataLoader(plain(None), batch_size=4, shuffle=True) for _ in range(2))
+    model = nn.Linear(6, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+    step = 0
+    for _ in range(3):
+        others = iter(second)
+        for x, y in first:
+            end_at(step)
+            step += 1
+            z, w = next(others)
+            loss = (model(x) - y).square().mean() + (model(z) - w).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+
+def test_with_a_second_loader_it_ends_and_says_so(tmp_path, monkeypatch):
+    cut_short(monkeypatch, tmp_path / "t", two_loaders, 17)
+    done = branch(tmp_path / "t", tmp_path / "b", at=14, steps=6, program=two_loaders)
+    assert done.steps == 3
+    assert "a second loader" in done.note
+    assert verify(done.path, program=two_loaders).verified
 
 
 def test_when_the_program_ends_so_does_the_branch(tmp_path):

@@ -157,6 +157,14 @@ class TestResume:
         assert cut(range(0, 12, 2), [0, 5, 8], [Span(0, 0, 6), Span(1, 6, 12)]) == [[0, 2, 4], [6], [8, 10]]
 
 
+def test_what_is_not_there_is_one_line(basic, tmp_path):
+    path = write(tmp_path, "def late(step):\n    return step.next_state['fc.bias'].sum()\n")
+    with pytest.raises(UsageError, match="no Dask scheduler answers at nonsense"):
+        hindsight(basic, f"{path}:late", scheduler="nonsense")
+    with pytest.raises(UsageError, match=r"metric\.py has no function early"):
+        hindsight(basic, f"{path}:early")
+
+
 @pytest.mark.slow
 def test_workers_share_the_segments(basic, tmp_path):
     path = write(tmp_path, "def late(step):\n    return step.next_state['fc.bias'].sum()\n")
