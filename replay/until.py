@@ -111,7 +111,7 @@ def _of_text(
         return
     look = _looker(trace, _picking(others), stack, program=program, anyway=anyway)
     for steps in places:
-        rows = [look(int(k)) for k in steps]
+        rows = look(steps.tolist())
         live = {name: np.stack([np.asarray(row[name]) for row in rows]) for name in others}
         yield steps, _holds(asked, steps, recorded, live)
 
@@ -233,7 +233,7 @@ def _of_function(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     look = _looker(trace, find(asked), stack, program=program, anyway=anyway)
     for steps in places:
-        yield steps, np.array([bool(next(iter(look(int(k)).values()))) for k in steps])
+        yield steps, np.array([bool(next(iter(values.values()))) for values in look(steps.tolist())])
 
 
 def _looker(
@@ -243,17 +243,20 @@ def _looker(
     *,
     program: Callable[[], Any] | None,
     anyway: bool,
-) -> Callable[[int], dict[str, Any]]:
-    """What asks a function of a step: of the stored one while that is enough, else of the re-executed one."""
+) -> Callable[[list[int]], list[dict[str, Any]]]:
+    """What asks a function of ascending steps: of the stored ones while that is enough, else of the re-executed ones."""
     call = function.load()
     lens: list[Lens] = []
 
-    def look(k: int) -> dict[str, Any]:
+    def look(steps: list[int]) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = []
         if not lens:
             try:
-                return tidy(function.name, call(StoredMoment(trace, k)))
+                for k in steps:
+                    found.append(tidy(function.name, call(StoredMoment(trace, k))))  # noqa: PERF401  what there is stays
             except NotStoredError:
                 lens.append(stack.enter_context(Lens(trace, function, program=program, anyway=anyway)))
-        return lens[0].look(k)[1]
+        rest = steps[len(found) :]
+        return found + [values for _, values in lens[0].look_at(rest)] if rest else found
 
     return look
