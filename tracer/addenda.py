@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import re
 import time
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("rewind")
 DIRECTORIES = ("hindsight", "verdicts")
-_VERDICTS = pa.schema({"step": pa.int64(), "verdict": pa.string(), "generation": pa.int64()})
+_VERDICTS = pa.schema({"step": pa.int64(), "verdict": pa.string(), "generation": pa.int64(), "time": pa.float64()})
 _HINDSIGHT = pa.schema(
     {
         "step": pa.int64(),
@@ -37,6 +38,27 @@ _HINDSIGHT = pa.schema(
         "generation": pa.int64(),
     }
 )
+
+ARRAYS = pa.schema(
+    {
+        "step": pa.int64(),
+        "key": pa.string(),
+        "dtype": pa.string(),
+        "shape": pa.list_(pa.int64()),
+        "bytes": pa.int64(),
+        "source": pa.string(),
+        "time": pa.float64(),
+    }
+)
+"""The arrays that hindsight functions gave, a row for each step: see `late.table`."""
+
+
+def arrays_changed(trace: Path) -> int | None:
+    """What is another number when a hindsight function's arrays came to the trace at `trace`; None while there are none."""
+    try:
+        return (trace / "hindsight").stat().st_mtime_ns
+    except OSError:
+        return None
 
 
 def write_hindsight(
@@ -99,7 +121,7 @@ def hindsight(path: Path) -> pa.Table:
 
 
 def verdicts(path: Path) -> pa.Table:
-    """All verdicts: step, verdict, generation; the highest generation counts."""
+    """All verdicts: step, verdict, generation; the highest generation counts. `time`: when it was given, infinite if unknown."""
     return _read(path, "verdicts", _VERDICTS)
 
 
@@ -108,11 +130,22 @@ def _read(path: Path, directory: str, schema: pa.Schema) -> pa.Table:
     for file in files(path):
         if file.parent.name == directory:
             try:
-                found.append(read(file).select(schema.names).cast(schema))
+                rows = read(file)
+                if "time" in schema.names:
+                    rows = rows.append_column("time", pa.array([_time(file)] * len(rows), pa.float64()))
+                found.append(rows.select(schema.names).cast(schema))
             except (DamageError, pa.ArrowException, KeyError) as error:
                 # What was found out later is not worth the rest: it is left out, and can be found out again.
                 _log.warning("%s", error)
     return pa.concat_tables([schema.empty_table(), *found])
+
+
+def _time(file: Path) -> float:
+    """When an annotation file was written, as the facts beside it say, which were proven with it."""
+    try:
+        return float(json.loads(file.with_suffix(".json").read_bytes())["time"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def read(file: Path) -> pa.Table:

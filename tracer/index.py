@@ -20,7 +20,7 @@ import duckdb
 import pyarrow as pa
 import xxhash
 
-from tracer import addenda, late, segments, tables, views
+from tracer import addenda, segments, tables, views
 from tracer.errors import DamageError, RewindError, UsageError, WriteError
 from tracer.shard import MOST_BYTES
 from tracer.views import quoted
@@ -114,7 +114,7 @@ class Index:
                 tuple(self._chain.sealed),
                 tuple((key, len(segment.records)) for key, segment in self._chain.open.items()),
                 tuple(addenda.files(self._chain.path)),
-                late.changed(self._chain.path),
+                addenda.arrays_changed(self._chain.path),
             )
             if seen != self._seen:
                 try:
@@ -263,6 +263,14 @@ def learn(columns: dict[str, tables.Columns], chain: Chain) -> None:
             columns[name].learn(known)
 
 
+def _late_known(trace: Path) -> pa.Table:
+    if addenda.arrays_changed(trace) is None:
+        return addenda.ARRAYS.empty_table()
+    from tracer import late  # noqa: PLC0415 -- loads torch: most traces are sealed without
+
+    return late.table(trace)
+
+
 def _define(
     db: duckdb.DuckDBPyConnection,
     chain: Chain,
@@ -274,7 +282,7 @@ def _define(
     store(db, "branches_known", views.branch_table(chain))
     store(db, "verdicts_known", addenda.verdicts(chain.path))
     store(db, "hindsight_known", addenda.hindsight(chain.path))
-    store(db, "late_known", late.table(chain.path))
+    store(db, "late_known", _late_known(chain.path))
     for name, selects in sources.items():
         db.execute(f"CREATE OR REPLACE VIEW _{name} AS {' UNION ALL BY NAME '.join(selects)}")
     columns = db.execute("SELECT * FROM _steps LIMIT 0").description or []

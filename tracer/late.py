@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from tracer import addenda
 from tracer.captures import CaptureSeries, joined
 from tracer.errors import DamageError, MissingDataError
 from tracer.ranges import Ranges
@@ -26,30 +27,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-_SCHEMA = pa.schema(
-    {
-        "step": pa.int64(),
-        "key": pa.string(),
-        "dtype": pa.string(),
-        "shape": pa.list_(pa.int64()),
-        "bytes": pa.int64(),
-        "source": pa.string(),
-    }
-)
-
 
 class LateSeries(CaptureSeries):
     """One array of a hindsight function over the steps that it was asked about."""
 
     def __init__(
-        self, key: str, place: tuple[Path, str], form: dict[str, Any], source: str, older: LateSeries | None = None
+        self,
+        key: str,
+        place: tuple[Path, str],
+        form: dict[str, Any],
+        origin: tuple[str, float],
+        older: LateSeries | None = None,
     ) -> None:
-        """`place`: a Zarr group and the array's name there; `source` is what `metrics.source` says of the function.
+        """`place`: a Zarr group and the array's name there; `origin`: what `metrics.source` says of the function, and
+        when it was asked.
 
         `older`: what the same function gave before; it has the steps that were not asked about again.
         """
         self.key = key
-        self.source = source
+        self.source, self.time = origin
         self._path, self._name = place
         self._form, self._older = form, older
 
@@ -123,6 +119,12 @@ class LateSeries(CaptureSeries):
         runs = [(series, list(part)) for series, part in groupby(wanted, key=self._with)]
         return joined([series._rows(part) for series, part in runs] or [self._rows([])])
 
+    def rows(self, key: str) -> pa.Table:
+        """What SQL says of the steps that were asked last, under the name `key`."""
+        size = int(np.prod(self._form["shape"], dtype=np.int64)) * np.dtype(self.dtype).itemsize
+        facts = (key, self.dtype, list(self._form["shape"]), size, self.source, self.time)
+        return pa.table([self._own, *([value] * len(self._own) for value in facts)], schema=addenda.ARRAYS)
+
     def _rows(self, steps: list[int]) -> np.ndarray:
         array = self._array(self._name)
         if steps == self._own.tolist():
@@ -141,7 +143,7 @@ class Late:
 
     def series(self) -> dict[str, LateSeries]:
         """{key: series}."""
-        now = changed(self._folder.parent)
+        now = addenda.arrays_changed(self._folder.parent)
         if now is None:
             return {}
         if now != self._seen:
@@ -155,9 +157,9 @@ class Late:
         for time, path, facts in sorted(self._facts(), key=lambda found: found[:2]):
             group = path.with_suffix(".zarr")
             for name, form in facts.get("arrays", {}).items() if time and group.is_dir() else ():
-                source, named = f"hindsight:{facts['hash']}", f"{name}@{facts['hash']}"
-                yield name, LateSeries(name, (group, name), form, source, before.get(named))
-                before[named] = LateSeries(named, (group, name), form, source, before.get(named))
+                origin, named = (f"hindsight:{facts['hash']}", time), f"{name}@{facts['hash']}"
+                yield name, LateSeries(name, (group, name), form, origin, before.get(named))
+                before[named] = LateSeries(named, (group, name), form, origin, before.get(named))
                 yield named, before[named]
 
     def _facts(self) -> Iterable[tuple[float, Path, dict[str, Any]]]:
@@ -170,26 +172,11 @@ class Late:
 
 
 def table(trace: Path) -> pa.Table:
-    """One row for each late array and step, every version with its source: step, key, dtype, shape, bytes, source."""
-    found = [_SCHEMA.empty_table()]
-    for key, series in Late(trace).series().items():
+    """One row for each late array and step, as often as it was asked: step, key, dtype, shape, bytes, source, time."""
+    found = [addenda.ARRAYS.empty_table()]
+    for key, series in Late(trace)._read():
         name, _, version = key.rpartition("@")
         if name and series.source == f"hindsight:{version}":
             with contextlib.suppress(DamageError):  # it is left out, as its metrics are
-                found.append(_rows(name, series))
+                found.append(series.rows(name))
     return pa.concat_tables(found)
-
-
-def changed(trace: Path) -> int | None:
-    """What is another number when late arrays came to the trace at `trace`."""
-    try:
-        return (trace / "hindsight").stat().st_mtime_ns
-    except OSError:
-        return None
-
-
-def _rows(key: str, series: LateSeries) -> pa.Table:
-    count, shape = len(series.steps), list(series.shape)
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(series.dtype).itemsize
-    same = [[value] * count for value in (key, series.dtype, shape, size, series.source)]
-    return pa.table([series.steps, *same], schema=_SCHEMA)

@@ -46,23 +46,31 @@ _SESSIONS = pa.schema(
 _BRANCHES = pa.schema({"trace": pa.string(), "parent": pa.string(), "at_step": pa.int64(), "change": pa.string()})
 
 
+_OF_THIS = (
+    "LEFT JOIN _steps s ON s.step = v.step LEFT JOIN sessions_known k ON k.session = s.session "
+    "WHERE coalesce(s.step < k.cut, true) AND (coalesce(k.session, 0) = 0 OR {} >= k.started)"
+)
+
+
 def view_statements(scalars: list[str], names: dict[str, str]) -> list[str]:
     """The views that users see, over `_steps` and its like."""
     return [
-        "CREATE OR REPLACE VIEW _verdicts AS "
-        "SELECT step, arg_max(verdict, generation) AS verdict FROM verdicts_known GROUP BY step",
+        # A step that a later session made anew has none of the verdicts, or late values, on the one it stands for.
+        f"CREATE OR REPLACE VIEW _verdicts AS SELECT v.step, s.session, arg_max(v.verdict, v.generation) AS verdict "
+        f"FROM verdicts_known v {_OF_THIS.format('v.time')} GROUP BY ALL",
         "CREATE OR REPLACE VIEW all_steps AS "
         "SELECT s.*, v.verdict, coalesce(s.step >= k.cut, false) AS superseded "
         "FROM _steps s LEFT JOIN sessions_known k USING (session) "
-        "LEFT JOIN _verdicts v ON v.step = s.step AND coalesce(s.step < k.cut, true)",
+        "LEFT JOIN _verdicts v ON v.step = s.step AND v.session = s.session",
         "CREATE OR REPLACE VIEW steps AS SELECT * EXCLUDE (superseded) FROM all_steps WHERE NOT superseded",
-        "CREATE OR REPLACE VIEW _hindsight AS SELECT step, name, arg_max(value, generation) AS value, source "
-        "FROM hindsight_known WHERE value IS NOT NULL GROUP BY step, name, source",
+        "CREATE OR REPLACE VIEW _hindsight AS SELECT v.step, v.name, arg_max(v.value, v.generation) AS value, v.source "
+        f"FROM hindsight_known v {_OF_THIS.format('v.generation / 1e9')} AND v.value IS NOT NULL GROUP BY ALL",
         _metrics_view(scalars, names),
         *(_current(name) for name in ("features", "keyframes", "events")),
         _current("captures", "recorded_captures"),
         "CREATE OR REPLACE VIEW captures AS SELECT *, 'recorded' AS source FROM recorded_captures UNION ALL BY NAME "
-        "SELECT l.*, s.session FROM late_known l LEFT JOIN steps s USING (step)",
+        f"SELECT v.* EXCLUDE (time), s.session FROM late_known v {_OF_THIS.format('v.time')} "
+        "QUALIFY row_number() OVER (PARTITION BY v.step, v.key, v.source ORDER BY v.time DESC) = 1",
         _epochs_view(scalars),
         "CREATE OR REPLACE VIEW sessions AS SELECT k.session, k.started, k.ended, k.first_step, "
         "l.last_step, k.status, k.host, k.pid, k.note FROM sessions_known k LEFT JOIN "

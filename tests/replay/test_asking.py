@@ -220,6 +220,26 @@ def spread(step):
     return {"spread": rate - rate.mean(), "outer": rate[:, None] * rate, "layer/win_rate": rate * 0, "top": rate.max()}
 
 
+def test_what_was_found_out_of_a_step_is_not_said_of_the_one_that_stands_for_it_now(run, tmp_path):
+    path = tmp_path / "t"
+    shutil.copytree(run, path)
+    addenda.write_verdicts(path, [(k, "verified") for k in range(20)])
+    hindsight(path, spread)
+    asked = "select step, verdict, (select count(*) from metrics m where m.step = s.step and name = 'top'), "
+    asked += "(select count(*) from captures c where c.step = s.step and key = 'outer') from steps s order by step"
+    with tracer.open_trace(path) as trace:
+        assert trace.sql(asked).fetchall() == [(k, "verified", 1, 1) for k in range(20)]
+    with tracer.record(path, append=True):
+        train()
+    with tracer.open_trace(path) as trace:
+        # It began at state 0 again, and has made each step anew.
+        assert trace.sql(asked).fetchall() == [(k, None, 0, 0) for k in range(20)]
+    addenda.write_verdicts(path, [(3, "diverged")])
+    hindsight(path, spread, steps=[5])
+    with tracer.open_trace(path) as trace:
+        assert {row for row in trace.sql(asked).fetchall() if any(row[1:])} == {(3, "diverged", 0, 0), (5, None, 1, 1)}
+
+
 class TestLateCaptures:
     """Arrays that a hindsight function gave are captures like any other."""
 
@@ -276,6 +296,9 @@ class TestLateCaptures:
         )
         first = [(k, 0, "float32", [3, 3], 36, done.source) for k in range(0, 20, 2)]
         assert found.fetchall() == sorted([*first, *((k, 0, "float32", [3], 12, later.source) for k in (1, 2))])
+        hindsight(trace, f"{tmp_path}/m.py:spread", steps=[2, 3])
+        again = trace.sql(f"select step from captures where source = '{later.source}' order by step").fetchall()
+        assert again == [(1,), (2,), (3,)]
         counts = trace.sql("select key, count(*) from captures where source = 'recorded' group by key").fetchall()
         assert counts == [("layer/win_rate", 20)]
 
