@@ -5,8 +5,9 @@ Room: tracer. May touch: its own tables.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 ROW_BYTES = 256
 """Rows smaller than this are stored with the batch: naming them would cost more than they do."""
+_PLAIN = {torch.float32, torch.float64, torch.float16, torch.uint8, torch.int64, torch.int32, torch.bool}
+"""What NumPy has, too: most batches."""
 _GIVE_UP_AFTER = 4096
 _MAX_KNOWN = 2_000_000
 
@@ -35,6 +38,16 @@ class _Pool:
     def useless(self) -> bool:
         """Samples never repeat (augmented, generated or windowed data): batches are then stored as they are."""
         return (self.count >= _GIVE_UP_AFTER and self.met_again * 20 < self.count) or self.count >= _MAX_KNOWN
+
+
+class _Form(NamedTuple):
+    """What the samples of one dtype and shape are called, and where they are counted."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    kind: str
+    pool: _Pool
 
 
 @dataclass(frozen=True)
@@ -65,6 +78,7 @@ class BatchEncoder:
         """`counts` says how many samples of each pool the trace has already (a later session goes on from there)."""
         self._pools: dict[str, _Pool] = {}
         self._new: list[NewSamples] = []
+        self._forms: dict[Any, _Form] = {}
         for name, count in (counts or {}).items():
             self._pools[name] = _Pool(count=count)
 
@@ -76,6 +90,7 @@ class BatchEncoder:
     def forget(self) -> None:
         """Every sample is a new one again, under a new number; what waits to be stored goes on waiting."""
         self._pools = {name: _Pool(count=count) for name, count in self.counts.items()}
+        self._forms.clear()
 
     def encode(self, batch: Any) -> EncodedBatch:
         """Return `batch` (any nesting of tensors, arrays, strings, numbers) in its stored form."""
@@ -93,17 +108,24 @@ class BatchEncoder:
         rows = _rows(value)
         if rows is None:
             return None
-        kind, dtype = ("tensor", values.dtype_name(value.dtype)) if isinstance(value, torch.Tensor) else ("array", "")
-        shape = tuple(value.shape[1:])
-        name = f"{dtype or value.dtype.name}-{'x'.join(map(str, shape))}"
-        pool = self._pools.setdefault(name, _Pool())
-        if pool.useless:
+        form = self._forms.get((value.dtype, value.shape[1:])) or self._form(value)
+        if form.pool.useless:
             return None
-        numbers, fresh = _number(pool, rows)
+        numbers, fresh = _number(form.pool, rows)
         if fresh:
-            self._new.append(NewSamples(name, dtype or value.dtype.name, shape, pool.count - len(fresh), fresh))
-        ids.append(np.array(numbers, dtype=np.uint32).tobytes())
-        return {"$": "rows", "pool": name, "i": len(ids) - 1, "shape": list(value.shape), "as": kind}
+            first = form.pool.count - len(fresh)
+            self._new.append(NewSamples(form.name, form.dtype, form.shape, first, fresh))
+        ids.append(struct.pack(f"<{len(numbers)}I", *numbers))
+        return {"$": "rows", "pool": form.name, "i": len(ids) - 1, "shape": list(value.shape), "as": form.kind}
+
+    def _form(self, value: Any) -> _Form:
+        tensor = isinstance(value, torch.Tensor)
+        dtype = values.dtype_name(value.dtype) if tensor else value.dtype.name
+        shape = tuple(value.shape[1:])
+        name = f"{dtype}-{'x'.join(map(str, shape))}"
+        form = _Form(name, dtype, shape, "tensor" if tensor else "array", self._pools.setdefault(name, _Pool()))
+        self._forms[value.dtype, value.shape[1:]] = form
+        return form
 
 
 class Draft:
@@ -133,10 +155,10 @@ class Draft:
 
 
 def _number(pool: _Pool, rows: np.ndarray) -> tuple[list[int], list[Buffer]]:
-    keys = [xxhash.xxh3_128_digest(row) for row in rows]
+    keys = list(map(xxhash.xxh3_128_digest, rows))
     known = pool.known
     try:
-        numbers = [known[key] for key in keys]
+        numbers = list(map(known.__getitem__, keys))
     except KeyError:
         pass
     else:
@@ -157,18 +179,30 @@ def _number(pool: _Pool, rows: np.ndarray) -> tuple[list[int], list[Buffer]]:
 
 
 def _rows(value: Any) -> np.ndarray | None:
-    """Return the bytes of `value` as [rows, row bytes], or None where it is better stored as it is."""
+    """Return `value` as [rows, row], each row in one piece, or None where it is better stored as it is."""
     if isinstance(value, torch.Tensor):
-        if value.layout is not torch.strided or value.is_quantized or value.dim() < 2 or not value.numel():
-            return None
-        if value.element_size() * value.numel() < ROW_BYTES * value.shape[0]:
-            return None
-        return np.frombuffer(values.tensor_bytes(value), dtype=np.uint8).reshape(value.shape[0], -1)
+        return _tensor_rows(value)
     if value.ndim < 2 or not value.size or value.nbytes // value.shape[0] < ROW_BYTES or value.dtype.byteorder == ">":
         return None
     if value.dtype.kind not in "biufc":
         return None
-    return np.ascontiguousarray(value).reshape(value.shape[0], -1).view(np.uint8)
+    return np.ascontiguousarray(value).reshape(value.shape[0], -1)
+
+
+def _tensor_rows(value: torch.Tensor) -> np.ndarray | None:
+    if value.dtype in _PLAIN:
+        try:
+            array = value.detach().numpy()
+        except (TypeError, RuntimeError):
+            pass  # It lies elsewhere, is sparse, or stands for the conjugate or negative of what lies there.
+        else:
+            few = array.ndim < 2 or not array.size or array.nbytes < ROW_BYTES * len(array)
+            return None if few else array.reshape(len(array), -1)
+    if value.layout is not torch.strided or value.is_quantized or value.dim() < 2 or not value.numel():
+        return None
+    if value.element_size() * value.numel() < ROW_BYTES * value.shape[0]:
+        return None
+    return np.frombuffer(values.tensor_bytes(value), dtype=np.uint8).reshape(value.shape[0], -1)
 
 
 def batch_size(batch: Any) -> int | None:

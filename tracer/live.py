@@ -108,12 +108,14 @@ class Live:
         return seconds
 
     def _holds(self) -> None:
-        """The training thread is about to wait, under the gate's lock."""
+        """The training thread is about to wait, under the gate's lock: how it goes on is said before it is seen to wait."""
         self._beat = time.monotonic()
+        if not self._told:
+            self._told = True
+            self._say_how_to_go_on()
         self.progress.write("paused")
-        if self._told:
-            return
-        self._told = True
+
+    def _say_how_to_go_on(self) -> None:
         self._run.event("paused", f"before step {self.gate.step}", self.gate.step - 1)
         if self.gate.by_hand:
             how = "`rewind resume %s` lets it go on, `rewind step %s` makes one step"

@@ -34,7 +34,10 @@ class Optimizers:
         return [o for o in self.living() if o not in self._seen]
 
     def __contains__(self, optimizer: object) -> bool:
-        return any(ref() is optimizer for ref in self._refs)
+        for ref in self._refs:  # noqa: SIM110  at every step
+            if ref() is optimizer:
+                return True
+        return False
 
     def add(self, optimizer: torch.optim.Optimizer) -> None:
         """Remember `optimizer`."""
@@ -44,7 +47,7 @@ class Optimizers:
 
     def index(self, optimizer: torch.optim.Optimizer) -> int:
         """Its place among those that still exist."""
-        return next(i for i, known in enumerate(self.living()) if known is optimizer)
+        return self.living().index(optimizer)
 
 
 def all_living() -> list[torch.optim.Optimizer]:

@@ -13,6 +13,7 @@ import ctypes
 import random
 import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,10 @@ class Rng:
 
     def hash(self) -> str:
         """A 64-bit hash in hex, to say whether two runs had the same randomness."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str:
         digest = xxhash.xxh3_64(self.torch)
         for part in (self.python, self.numpy, *self.cuda):
             digest.update(part)
@@ -77,20 +82,21 @@ class Rng:
 
 
 class RngReader:
-    """Takes snapshots of the global generators of this process."""
+    """Takes snapshots of the global generators of this process; while none moves it is the same snapshot again."""
 
     def __init__(self) -> None:
         self._python = random._inst  # type: ignore[attr-defined]
         self._peek_python = _python_peek_is_right()
-        self._np_address = _numpy_address()
+        self._py_raw = (ctypes.c_char * _PY_BYTES).from_address(id(self._python) + _PY_OFFSET)
+        address = _numpy_address()
+        self._np_memory = None if address is None else (ctypes.c_char * _NP_BYTES).from_address(address)
         self._np_raw = b""
         self._np_full = b""
         self._np_gauss = True
+        self._last = Rng(b"", b"", b"")
 
     def _numpy_raw(self) -> bytes:
-        if self._np_address is None:
-            return b""
-        return ctypes.string_at(self._np_address, _NP_BYTES)
+        return b"" if self._np_memory is None else self._np_memory.raw
 
     def _numpy(self) -> bytes:
         # A cached second Gaussian is not in the twister: with none cached, an unmoved twister means an unmoved generator.
@@ -105,16 +111,20 @@ class RngReader:
 
     def _python_bytes(self) -> bytes:
         if self._peek_python:
-            return _python_raw(self._python)
+            return self._py_raw.raw + repr(self._python.gauss_next).encode()
         key, gauss = _python_state(self._python)
         return key + repr(gauss).encode()
 
     def snapshot(self) -> Rng:
         """Return the state of all global generators now."""
+        now, last = torch.default_generator.get_state().numpy().tobytes(), self._last
+        python, numpy = self._python_bytes(), self._numpy()
         cuda: tuple[bytes, ...] = ()
         if torch.cuda.is_initialized():
             cuda = tuple(state.numpy().tobytes() for state in torch.cuda.get_rng_state_all())
-        return Rng(torch.get_rng_state().numpy().tobytes(), self._python_bytes(), self._numpy(), cuda)
+        if now != last.torch or python != last.python or numpy != last.numpy or cuda != last.cuda:
+            last = self._last = Rng(now, python, numpy, cuda)
+        return last
 
     def put_back(self, wanted: Rng) -> None:
         """Put the generators back to a snapshot; those that have not moved since cost only the look."""

@@ -91,7 +91,7 @@ class StepRecorder:
         now.rng_hash, now.batch_size = self._fetches.rng_hash, self._fetches.size
         if self._peeked:
             now.fed.add(batch, copy=self._will_hold)
-        if self._fetches.left or self._reader is None or self._pace.due(self.step):
+        if self._fetches.left or self._reader is None or self._keyframe_due:
             stack = self._place(now)
             self._fetches.at(now.site)
             self._maybe_keyframe(now, stack, self._look(stack), left=self._fetches.left)
@@ -275,6 +275,10 @@ class StepRecorder:
             now.keyframe.tree["inner"] = self._fetches.has_batch
             self._pace.took(self.step, time.perf_counter() - started)
 
+    @property
+    def _keyframe_due(self) -> bool:
+        return self._options.replayable and self._pace.due(self.step)
+
     def _leader_path(self) -> str | None:
         leader = self.boundary.leader()
         found = self._registry.optimizers if self._registry else {}
@@ -317,7 +321,7 @@ class StepRecorder:
         """The place after an optimizer's step is where the next step starts."""
         if self._options.replayable:
             self._now.rng_hash = self._fetches.random_now()
-        if self._code_site is None or self._pace.due(self.step):
+        if self._code_site is None or self._keyframe_due:
             stack = self._place(self._now)
             self._maybe_keyframe(self._now, stack, None, left=False)
             self._write_keyframe(self._now)
