@@ -9,6 +9,7 @@ Room: replay. May touch: processes of its own.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -93,5 +94,6 @@ def _end(children: set[int], child: int, kill: bool) -> bool:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is loaded stays loaded: engines need not look through it, nor copy its pages
     with socket.socket(fileno=int(sys.argv[1])) as own:
         serve(own)
