@@ -48,6 +48,7 @@ class Recorded(Scalars):
         self._again: dict[int, dict[str, Any]] = {}
         self._peeked: dict[int, Peeked] = {}
         self._batches: dict[int, Batch] = {}
+        self._superseded = trace.superseded
         self._made: dict[tuple[Any, ...], NDArray[np.float64]] = {}
 
     def twin(self) -> Recorded:
@@ -59,6 +60,12 @@ class Recorded(Scalars):
     def refresh(self) -> None:
         """Take in what a live run has written since it was opened, or last refreshed."""
         self.trace.refresh()
+        if self.trace.superseded != self._superseded:
+            # Steps have been made anew by a session that was resumed before them.
+            self._superseded = self.trace.superseded
+            self._batches.clear()
+            self._again.clear()
+            self._peeked.clear()
         for kind in type(self).__mro__:
             for name, made in vars(kind).items():
                 if isinstance(made, cached_property):

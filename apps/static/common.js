@@ -34,7 +34,7 @@ function fmt(value) {
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
   if (Number.isInteger(value) && Math.abs(value) < 1e6) return String(value);
   const size = Math.abs(value);
-  if (size < 1e-3 || size >= 1e6) return value.toExponential(2);
+  if (size < 1e-3 || size >= 1e6) return value.toExponential(2).replace(/\.?0+e/, "e");
   return String(Number(value.toPrecision(4)));
 }
 
@@ -85,11 +85,11 @@ function levels(data, width, height, colours) {
 }
 
 // A colour bar with its two ends; where the picture beside it has NaN (`bad`), what colour that is.
-function scaleBar(low, high, colours, bad = false) {
+function scaleBar(low, high, colours, bad = false, align = false) {
   const lut = COLOURS[colours];
   const stops = [0, 51, 102, 153, 204, 255].map((i) => `rgb(${lut[3 * i]},${lut[3 * i + 1]},${lut[3 * i + 2]})`);
   return el("div", { class: "row num", style: "gap:6px;font-size:12px", "aria-label": `colour scale ${fmt(low)} to ${fmt(high)}` },
-    el("span", { style: "min-width:8ch;text-align:right" }, fmt(low)), el("span", { style: `width:140px;height:10px;border-radius:3px;border:1px solid var(--rw-line);background:linear-gradient(to right,${stops})` }),
+    el("span", { style: align ? "min-width:9ch;text-align:right" : "" }, fmt(low)), el("span", { style: `width:140px;height:10px;border-radius:3px;border:1px solid var(--rw-line);background:linear-gradient(to right,${stops})` }),
     fmt(high), bad && el("span", { class: "row", style: "gap:5px;margin-left:10px" }, el("span", { style: `width:10px;height:10px;border-radius:2px;background:rgb(${UNKNOWN})` }), "NaN"));
 }
 

@@ -15,7 +15,7 @@ export const render = surface((root, send) => {
     const at = s.columns.indexOf(s.by), way = s.down ? -1 : 1;
     const rows = at < 0 ? s.rows : [...s.rows].sort((a, b) => (a[at] === b[at] ? 0 : a[at] === null ? 1 : b[at] === null ? -1 : a[at] < b[at] ? -way : way));
     const step = s.columns.indexOf("step"), feature = s.columns.indexOf("feature");
-    const head = el("tr", {}, s.columns.map((c) => el("th", { scope: "col", "aria-sort": s.by === c ? (s.down ? "descending" : "ascending") : "none" }, el("button", { onclick: () => { s.down = s.by === c ? !s.down : false; s.by = c; draw(); } }, c + (s.by === c ? (s.down ? " ↓" : " ↑") : "")))));
+    const head = el("tr", {}, s.columns.map((c) => el("th", { scope: "col", class: s.rows.some((row) => typeof row[s.columns.indexOf(c)] === "number") ? "right" : "", "aria-sort": s.by === c ? (s.down ? "descending" : "ascending") : "none" }, el("button", { onclick: () => { s.down = s.by === c ? !s.down : false; s.by = c; draw(); } }, c + (s.by === c ? (s.down ? " ↓" : " ↑") : "")))));
     const go = (row) => send({ do: "row", step: step < 0 ? null : row[step], feature: feature < 0 ? null : row[feature] });
     result.replaceChildren(el("table", {}, el("thead", {}, head), el("tbody", {}, rows.map((row) => el("tr", step >= 0 || feature >= 0 ? { class: "link", tabIndex: 0, onclick: () => go(row), onkeydown: (e) => { if (e.key === "Enter") go(row); } } : {},
       row.map((v) => el("td", { class: typeof v === "number" ? "num right" : "num" }, v === null ? el("span", { class: "soft" }, "NULL") : fmt(v))))))));

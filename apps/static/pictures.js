@@ -27,7 +27,7 @@ export const render = surface((root) => {
     title.textContent = frame.title;
     bad = false;
     frame.pictures.forEach((p, i) => draw(panes[i], p, frame.arrays[p.name]));
-    scales.replaceChildren(...frame.scales.map(([name, limit], i) => el("div", { class: "row" }, el("span", { class: "soft", style: "font-size:12px;min-width:64px" }, name), scaleBar(-limit, limit, "diverging", bad && i === frame.scales.length - 1))));
+    scales.replaceChildren(...frame.scales.map(([name, limit], i) => el("div", { class: "row" }, el("span", { class: "soft", style: "font-size:12px;min-width:64px" }, name), scaleBar(-limit, limit, "diverging", bad && i === frame.scales.length - 1, true))));
     words.replaceChildren(...frame.words.map(([text, kind]) => el("div", { class: kind }, text)));
   };
 });

@@ -107,7 +107,7 @@ function liveStrip(root, send) {
     const names = Object.keys(frame.control.hyperparameters || {});
     if (names.length && names.join() !== s.names) {
       s.names = names.join(); name.replaceChildren(...names.map((n) => el("option", { value: n }, n)));
-      name.value = names.find((n) => n.endsWith(".lr")) || names[0]; fill();
+      name.value = names.find((n) => n.endsWith(".lr")) || names[0]; if (!value.value) fill();
     } else if (names.length && root.getRootNode().activeElement !== value) value.placeholder = JSON.stringify(frame.control.hyperparameters[name.value]);
     const changes = Object.entries(frame.control.changes || {}).map(([n, v]) => `${n} → ${typeof v === "string" ? v : JSON.stringify(v)}`);
     pending.textContent = changes.length ? `${changes.join(", ")} from the next step` : ""; pending.title = pending.textContent;

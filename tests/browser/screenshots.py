@@ -37,6 +37,19 @@ def main(trace: str | None = None) -> None:
             for tab, shot in SHOTS.items():
                 shoot(browser, url, tab, *shot)
             shoot_live(browser, Path(home))
+            shoot_parting(browser, trace, Path(home))
+
+
+def shoot_parting(browser, trace: str, home: Path) -> None:
+    """Keep the picture of a branch with half the learning rate beside its parent, and where the two part."""
+    change = ("--at", 100, "--set", "optimizer.lr=0.5x", "--steps", 80)
+    chromium.rewind("branch", trace, *change, "--out", home / "half-lr", cwd=home)
+    with chromium.app(home / "half-lr", trace) as url:
+        page = chromium.Page(browser, url, "run=half-lr&step=140&tab=metrics", "light", (1280, 1060))
+        page.page.get_by_label("beside it").select_option(Path(trace).name)
+        page.page.get_by_role("button", name="Where do they part?").click()
+        page.page.get_by_text("parts from").wait_for(timeout=90_000)
+        keep(page, "parting")
 
 
 def shoot_live(browser, home: Path) -> None:
@@ -47,6 +60,7 @@ def shoot_live(browser, home: Path) -> None:
         with chromium.app(home / "train") as url:
             page = chromium.Page(browser, url, "feature=9&tab=features", "dark", (1280, 860))
             page.page.wait_for_selector("[data-status=paused]")
+            page.page.locator("option", has_text="optimizer.lr").first.wait_for(state="attached")
             page.page.get_by_label("new value").fill("0.5x")
             page.page.get_by_role("button", name="change it from").click()
             page.page.get_by_text("from the next step").first.wait_for()

@@ -255,7 +255,7 @@ def test_the_charts_on_show_are_saved_as_a_picture(open_page, form):
     data = download.value.path().read_bytes()
     if form == "svg":
         words = [node.text for node in ElementTree.fromstring(data).iter("{http://www.w3.org/2000/svg}text")]
-        assert {"Forces per feature", "Feature 0, step 20"} <= {w.strip() for w in words if w}
+        assert {"Forces per feature, coloured by win rate", "Feature 0, step 20"} <= {w.strip() for w in words if w}
     else:
         assert data.startswith(b"\x89PNG")
 

@@ -193,6 +193,7 @@ def test_buttons_and_what_the_pause_holds(app, runs, chrome):  # S4.1
     page.button("let the paused run make steps (n)")
     page.shown(at + 2)
     assert run.steps == at + 3
+    page.page.locator("option", has_text="optimizer.lr").first.wait_for(state="attached")
     page.page.get_by_label("new value").fill("0.5x")
     page.button("change it from the next step on; 0.5x halves it")
     page.page.get_by_text("optimizer.lr → 0.5x from the next step").wait_for()
