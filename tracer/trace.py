@@ -103,6 +103,11 @@ class Trace:
         """The steps that were recorded: those that were lost, or not yet written, are not among them."""
         return self._chain.recorded_steps()
 
+    @property
+    def superseded(self) -> dict[int, int]:
+        """{session: step from which on later sessions have taken its place}, for those of which that is so. # S1.3"""
+        return dict(self._chain.cuts)
+
     def refresh(self) -> bool:
         """Take in what a live run has written since; return whether there was anything."""
         changed = self._chain.refresh()

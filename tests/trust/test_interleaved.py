@@ -218,3 +218,23 @@ def test_two_who_write_down_how_their_sessions_stand_at_once(unsealed, tmp_path,
     seal(path, 0)
     assert manifest._put is put
     assert manifest.read(path).sessions[0].status != "running"
+
+
+def test_an_app_left_open_over_a_resumed_run_shows_the_new_steps(unsealed, tmp_path):
+    from apps.recorded import Recorded
+
+    path = tmp_path / "t"
+    with tracer.record(path, detail="full"):
+        train_rows(steps=6)
+    run = Recorded(tracer.open_trace(path))
+    run.keep(4, {"weight": torch.zeros(3, 80)})
+    assert not run.weight("weight", 4).any()
+    old = run.batch(4)
+    with tracer.record(path, append=True, at=3):
+        train(epochs=1)
+    assert run.trace.refresh()
+    run.refresh()
+    with tracer.open_trace(path) as trace:
+        assert trace.superseded == {0: 3}
+        assert run.weight("weight", 4).tolist() == trace.state(4)["weight"].tolist()
+    assert run.batch(4) != old
