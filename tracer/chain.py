@@ -93,9 +93,11 @@ class Chain:
             if isinstance(segment, SealedSegment) or segment.begin:
                 by_session.setdefault(segment.session, []).append(segment)
         starts = {s.session: s.first_step for s in self.manifest.sessions}
-        found = [(s, starts.get(s, own[0].first_step), own) for s, own in sorted(by_session.items())]
+        for gone in self._ended() - by_session.keys():
+            by_session[gone] = []
+        found = [(s, starts[s] if s in starts else own[0].first_step, own) for s, own in sorted(by_session.items())]
         # A session that passed no step has superseded nothing; where there is no other, its first state is the trace's.
-        self._sessions = [each for each in found if any(segment.steps.runs for segment in each[2])] or found[-1:]
+        self._sessions = [each for each in found if self._has_superseded(each[0], each[2])] or found[-1:]
         planned = self.manifest.sessions[0].first_step if self.manifest.sessions else 0
         self.first_step = min((first for _, first, _ in self._sessions), default=planned)
         self.end = self.first_step
@@ -107,6 +109,15 @@ class Chain:
             for i, (session, _, _) in enumerate(self._sessions[:-1])
         }
         self._states: Ranges | None = None
+
+    def _ended(self) -> set[int]:
+        """The sessions that ended by their own word: these have passed a step."""
+        return {s.session for s in self.manifest.sessions if s.status not in ("running", "crashed")}
+
+    def _has_superseded(self, session: int, own: list[Segment]) -> bool:
+        """Whether it passed a step; one that ended, and whose end is not there, did: what it wrote is lost, not undone."""
+        lost = session in self._ended() and not any(segment.closed for segment in own)
+        return lost or any(segment.steps.runs for segment in own)
 
     def sample_rows(self, array: str, ids: np.ndarray) -> np.ndarray:
         """Sealed samples of `array` as bytes: uint8 [ids, bytes]. Raise MissingDataError, DamageError."""

@@ -238,3 +238,18 @@ def test_an_app_left_open_over_a_resumed_run_shows_the_new_steps(unsealed, tmp_p
         assert trace.superseded == {0: 3}
         assert run.weight("weight", 4).tolist() == trace.state(4)["weight"].tolist()
     assert run.batch(4) != old
+
+
+def test_what_a_lost_session_had_superseded_does_not_come_back(unsealed, tmp_path):
+    path = tmp_path / "t"
+    with tracer.record(path, detail="full"):
+        train_rows(steps=6)
+    with tracer.record(path, append=True, at=3):
+        train(epochs=1)
+    tail = path / "tail" / "0001-000000.log"
+    for damaged in (b"", tail.read_bytes()[:8], b"x" * 100, None):
+        tail.unlink() if damaged is None else tail.write_bytes(damaged)
+        with tracer.open_trace(path) as trace:
+            assert (trace.steps, trace.recorded_steps.runs) == (3, ((0, 2),))
+            assert not trace.has_state(3)
+            assert "all of it" in " ".join(trace.damage())
