@@ -122,7 +122,13 @@ class SegmentWriter:
         return name, self._arrays.create(name, spec)
 
     def _seal_states(self, layout: PackedLayout, states: list[int]) -> dict[str, Any]:
-        states = [k for k in states if self._is_whole(k)]
+        try:
+            return self._seal_whole(layout, states)
+        except (DamageError, ValueError):
+            return self._seal_whole(layout, [k for k in states if self._is_whole(k)])
+
+    def _seal_whole(self, layout: PackedLayout, states: list[int]) -> dict[str, Any]:
+        """Raise DamageError, ValueError where one of `states` is not whole: then nothing of them counts as put."""
         rows = self._rows(states)
         name, array = self._params_array(layout, int(rows[-1]) + 1 if states else 0)
         origin = name.replace("params", "params_from", 1)
@@ -135,21 +141,27 @@ class SegmentWriter:
         return {"array": name, "from": origin, "steps": Ranges.of(states).runs}
 
     def _encode(self, array: ZarrArray, states: list[int], rows: np.ndarray, refs: tuple[tuple[int, int], ...]) -> None:
-        """Row by row; what is in their order is kept for as long as rows around are predicted from it."""
+        """Row by row; each is read once, and what is in its order is kept while rows around are predicted from it."""
         leaves = codecs.leaves(refs)
+        words: dict[int, np.ndarray] = {}
         ordered: dict[int, np.ndarray] = {}
+
+        def read(i: int) -> np.ndarray:
+            if i not in words:
+                words[i] = self._segment.words(states[i])[1]
+            return words[i]
 
         def order(i: int) -> np.ndarray:
             if i not in ordered:
-                ordered[i] = codecs.order(self._segment.words(states[i])[1])
+                ordered[i] = codecs.order(read(i))
             return ordered[i]
 
         for i, (a, b) in enumerate(refs):
-            for gone in [k for k in ordered if k < i - codecs.BLOCK]:
-                del ordered[gone]
-            if a == codecs.ITSELF:
-                stored = self._segment.words(states[i])[1]
-            else:
+            for gone in [k for k in words if k < i - codecs.BLOCK]:
+                del words[gone]
+                ordered.pop(gone, None)
+            stored = read(i)
+            if a != codecs.ITSELF:
                 stored = codecs.encode(order(i), order(a), order(b) if b != codecs.ITSELF else None)
             # What others are predicted from is read for their sake too: it is kept quick.
             array.put_row(int(rows[i]), stored, fast=i not in leaves, small=a != codecs.ITSELF)
