@@ -267,6 +267,9 @@ export const render = surface((root, send) => {
     if (frame.step !== s.step && !frame.ack && (!frame.push || s.following)) s.step = s.sent = frame.step;
     if (document.activeElement !== number) number.value = s.step;
     s.query = frame.query;
+    // Whether one follows is in the address at once: who reloads right after goes on as he was.
+    const live = (query) => query.includes("step=live");
+    if (addressed && live(s.query) !== live(location.search)) address();
     if (!addressed) { address(); addressed = setTimeout(() => { addressed = null; address(); }, 200); }
     stand(); draw();
     if (frame.ack) arrived(frame.ack); else root.dataset.shown = frame.step;
