@@ -21,6 +21,7 @@ class Errands:
         self._waiting: dict[str, Callable[[], None]] = {}
         self._busy = False
         self._over = False
+        self._inside = False
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
 
@@ -32,10 +33,12 @@ class Errands:
         if self._over or os.getpid() != self._pid:
             errand()
             return
+        self._inside = True
         with self._changed:
             self._waiting.pop(kind, None)
             self._waiting[kind] = errand
             self._changed.notify_all()
+        self._inside = False
         if self._thread is None:
             self._thread = threading.Thread(target=self._work, name="rewind-errands", daemon=True)
             self._thread.start()
@@ -63,10 +66,15 @@ class Errands:
                 self._changed.wait_for(lambda: not self._waiting and not self._busy)
 
     def close(self) -> None:
-        """Wait until nothing is left to do, and end the thread."""
+        """Wait until nothing is left to do, and end the thread.
+
+        A signal's handler may call it in the midst of `run`: what it interrupted holds the lock that the thread needs, so
+        nothing can be waited for; the thread does the rest if the process lives on.
+        """
         with self._changed:
             self._over = True
             self._changed.notify_all()
         thread, self._thread = self._thread, None
-        if thread is not None and os.getpid() == self._pid and thread is not threading.current_thread():
+        mine = thread is not None and os.getpid() == self._pid and thread is not threading.current_thread()
+        if thread is not None and mine and not self._inside:
             thread.join()

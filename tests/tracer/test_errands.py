@@ -52,3 +52,22 @@ def test_a_forked_child_does_it_itself(tmp_path):
     os.waitpid(child, 0)
     assert (tmp_path / "mark").exists()
     errands.close()
+
+
+def test_a_signal_in_the_midst_of_handing_over_an_errand_does_not_wait_for_ever(monkeypatch):
+    """SIGTERM ends a recording in its handler: what it interrupted may hold the lock that the thread needs."""
+    errands = Errands()
+    errands.run("first", lambda: None)
+    errands.finish()
+    notify = errands._changed.notify_all
+
+    def interrupted():
+        monkeypatch.setattr(errands._changed, "notify_all", notify)
+        notify()
+        errands.close()
+
+    monkeypatch.setattr(errands._changed, "notify_all", interrupted)
+    done = threading.Thread(target=lambda: errands.run("second", lambda: None), daemon=True)
+    done.start()
+    done.join(20)
+    assert not done.is_alive()
