@@ -97,3 +97,4 @@ if __name__ == "__main__":
     gc.freeze()  # what is loaded stays loaded: engines need not look through it, nor copy its pages
     with socket.socket(fileno=int(sys.argv[1])) as own:
         serve(own)
+    os._exit(0)  # what is frozen is never freed, and some libraries would complain of that to the user

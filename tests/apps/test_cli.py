@@ -225,7 +225,7 @@ def test_replay_and_verify(trace):  # C3, B2
         "step 3: verified, bit for bit",
     ]
     done = rewind("verify", trace, "--json")
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == {
         "steps": 5, "verified": 5, "diverged": 0, "unverifiable": 0, "first_divergence": None
     }  # fmt: skip
