@@ -196,7 +196,7 @@ class BranchCaptures(Captures):
 
     def __init__(self, trace: BranchTrace) -> None:
         """`trace` is the branch."""
-        super().__init__(lambda: trace._chain, Late(trace.path).series)
+        super().__init__(lambda: trace._chain, Late(trace.path, lambda: trace._chain).series)
         self._trace = trace
 
     def _elders(self) -> Mapping[str, CaptureSeries]:

@@ -134,6 +134,12 @@ class Chain:
             raise StepError(f"{self.path}: no step {step}; states are {self.first_step} to {self.end}", step=step)
         return next((s for s, first, _ in reversed(self._sessions) if first <= step), 0)
 
+    def superseded_from(self, time: float) -> int | None:
+        """The first step that a session put in place of what there was at `time`, None where none did."""
+        started = {s.session: s.started for s in self.manifest.sessions}
+        later = (first for s, first, _ in self._sessions if s and started.get(s, 0.0) > time)
+        return min(later, default=None)
+
     def of_session(self, session: int) -> list[Segment]:
         """The segments of one session, in order."""
         return next((found for number, _, found in self._sessions if number == session), [])

@@ -24,8 +24,10 @@ from tracer.errors import DamageError, MissingDataError
 from tracer.ranges import Ranges
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import Path
+
+    from tracer.chain import Chain
 
 
 class LateSeries(CaptureSeries):
@@ -37,17 +39,20 @@ class LateSeries(CaptureSeries):
         place: tuple[Path, str],
         form: dict[str, Any],
         origin: tuple[str, float],
+        *,
         older: LateSeries | None = None,
+        end: int | None = None,
     ) -> None:
         """`place`: a Zarr group and the array's name there; `origin`: what `metrics.source` says of the function, and
         when it was asked.
 
-        `older`: what the same function gave before; it has the steps that were not asked about again.
+        `older`: what the same function gave before; it has the steps that were not asked about again. `end`: a later
+        session has made the steps from this one on anew, so what was said of them is not said of these.
         """
         self.key = key
         self.source, self.time = origin
         self._path, self._name = place
-        self._form, self._older = form, older
+        self._form, self._older, self._end = form, older, end
 
     @cached_property
     def _group(self) -> Any:
@@ -67,9 +72,13 @@ class LateSeries(CaptureSeries):
             raise DamageError(f"{self._path} has no {name!r}: ask the function again", path=self._path) from None
 
     @cached_property
-    def _own(self) -> np.ndarray:
+    def _asked(self) -> np.ndarray:
         told = self._form.get("at")
         return np.asarray(self._array("step")[:], np.int64) if told is None else Ranges(tuple(map(tuple, told))).array()
+
+    @cached_property
+    def _own(self) -> np.ndarray:
+        return self._asked if self._end is None else self._asked[self._asked < self._end]
 
     @cached_property
     def steps(self) -> np.ndarray:  # type: ignore[override]
@@ -104,7 +113,8 @@ class LateSeries(CaptureSeries):
 
     @cached_property
     def _places(self) -> dict[int, int]:
-        return {int(step): place for place, step in enumerate(self._own)}
+        own = set(self._own.tolist())
+        return {step: place for place, step in enumerate(self._asked.tolist()) if step in own}
 
     def __contains__(self, step: object) -> bool:
         return isinstance(step, int) and bool((self.steps == step).any())
@@ -127,25 +137,27 @@ class LateSeries(CaptureSeries):
 
     def _rows(self, steps: list[int]) -> np.ndarray:
         array = self._array(self._name)
-        if steps == self._own.tolist():
+        if steps == self._asked.tolist():
             return np.asarray(array[:])
         return np.asarray(array.oindex[np.array([self._places[k] for k in steps], np.int64)])
 
 
 class Late:
-    """All late captures of one trace, by key; looked for anew when the folder has changed."""
+    """All late captures of one trace, by key; looked for anew when the folder has changed, or a session has begun."""
 
-    def __init__(self, trace: Path) -> None:
-        """Of the trace at `trace`."""
+    def __init__(self, trace: Path, chain: Callable[[], Chain] | None = None) -> None:
+        """Of the trace at `trace`; `chain` says which steps a later session made anew, without it all count."""
         self._folder = trace / "hindsight"
-        self._seen: int | None = None
+        self._chain = chain
+        self._seen: tuple[int, int] | None = None
         self._found: dict[str, LateSeries] = {}
 
     def series(self) -> dict[str, LateSeries]:
         """{key: series}."""
-        now = addenda.arrays_changed(self._folder.parent)
-        if now is None:
+        changed = addenda.arrays_changed(self._folder.parent)
+        if changed is None:
             return {}
+        now = (changed, len(self._chain().manifest.sessions) if self._chain is not None else 0)
         if now != self._seen:
             self._found = dict(self._read())
             self._seen = now
@@ -156,10 +168,11 @@ class Late:
         before: dict[str, LateSeries] = {}
         for time, path, facts in sorted(self._facts(), key=lambda found: found[:2]):
             group = path.with_suffix(".zarr")
+            end = None if self._chain is None else self._chain().superseded_from(time)
             for name, form in facts.get("arrays", {}).items() if time and group.is_dir() else ():
                 origin, named = (f"hindsight:{facts['hash']}", time), f"{name}@{facts['hash']}"
-                yield name, LateSeries(name, (group, name), form, origin, before.get(named))
-                before[named] = LateSeries(named, (group, name), form, origin, before.get(named))
+                yield name, LateSeries(name, (group, name), form, origin, older=before.get(named), end=end)
+                before[named] = LateSeries(named, (group, name), form, origin, older=before.get(named), end=end)
                 yield named, before[named]
 
     def _facts(self) -> Iterable[tuple[float, Path, dict[str, Any]]]:

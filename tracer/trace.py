@@ -61,7 +61,7 @@ class Trace:
         self._chain = Chain(self.path)
         self._samples = Samples(self._chain)
         self._index: Index | None = None
-        self.captures = Captures(lambda: self._chain, Late(self.path).series)
+        self.captures = Captures(lambda: self._chain, Late(self.path, lambda: self._chain).series)
 
     # -- what there is -------------------------------------------------------------------------------------------------
 

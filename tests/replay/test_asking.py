@@ -234,10 +234,16 @@ def test_what_was_found_out_of_a_step_is_not_said_of_the_one_that_stands_for_it_
     with tracer.open_trace(path) as trace:
         # It began at state 0 again, and has made each step anew.
         assert trace.sql(asked).fetchall() == [(k, None, 0, 0) for k in range(20)]
+        assert len(trace.captures["outer"].steps) == 0
+        assert 3 not in trace.captures["outer"]
+        with pytest.raises(MissingDataError, match="step 3"):
+            trace.captures["outer"][3]
     addenda.write_verdicts(path, [(3, "diverged")])
     hindsight(path, spread, steps=[5])
     with tracer.open_trace(path) as trace:
         assert {row for row in trace.sql(asked).fetchall() if any(row[1:])} == {(3, "diverged", 0, 0), (5, None, 1, 1)}
+        assert trace.captures["outer"].steps.tolist() == [5]
+        assert torch.equal(trace.captures["outer"][5], torch.from_numpy(trace.captures["outer"].read()[0]))
 
 
 class TestLateCaptures:
