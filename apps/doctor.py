@@ -236,8 +236,10 @@ def _near_loss(values: np.ndarray, recorded: np.ndarray) -> np.ndarray:
 
 
 def _falls(visit: _Visit) -> bool:
-    first, last = ends(visit.columns["loss"])
-    return last < 0.9 * first
+    """Also below where it began: steps that are too large raise it at once, and what falls from there is no progress."""
+    loss = visit.columns["loss"]
+    first, last = ends(loss)
+    return last < 0.9 * min(first, float(loss[0]) if loss.size else first)
 
 
 def _features(visit: _Visit) -> Iterator[Finding]:

@@ -88,10 +88,8 @@ class BranchRecorder(Recorder):
             self._errands.close()
             shutil.rmtree(self.path, ignore_errors=True)
             return
-        facts: Manifest = self._facts
-        self._facts = facts.with_session(replace(facts.sessions[-1], ended=time.time(), status=status))
         self._journal.close(status)
-        self._facts.write(self.path)
+        self._note(replace(self._facts.sessions[-1], ended=time.time(), status=status))
         if self._sealer is not None:
             self._sealer.finish()
         self._errands.close()

@@ -1,12 +1,11 @@
 """States that were not stored, by re-execution: what `trace.state(k)` falls back on (entry point group `rewind.reexecute`).
 
-Room: replay. Keeps one warm engine per trace in this process.
+Room: replay. Keeps one warm engine for each open trace of this process, until the trace is closed.
 """
 
 from __future__ import annotations
 
 import atexit
-import weakref
 from typing import TYPE_CHECKING
 
 from replay.session import Session
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from tracer.stored import State
     from tracer.trace import Trace
 
-_warm: weakref.WeakKeyDictionary[Trace, Session] = weakref.WeakKeyDictionary()
+_warm: dict[Trace, Session] = {}
 
 
 def state(trace: Trace, k: int) -> State:
@@ -23,14 +22,20 @@ def state(trace: Trace, k: int) -> State:
     session = _warm.get(trace)
     if session is None:
         session = _warm[trace] = Session(trace)
+        trace.on_close(lambda: _close(trace))
     return session.seek(k).state
+
+
+def _close(trace: Trace) -> None:
+    session = _warm.pop(trace, None)
+    if session is not None:
+        session.close()
 
 
 def close_all() -> None:
     """End the engines that are kept warm."""
-    for session in list(_warm.values()):
-        session.close()
-    _warm.clear()
+    for trace in list(_warm):
+        _close(trace)
 
 
 atexit.register(close_all)

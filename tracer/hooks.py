@@ -48,34 +48,46 @@ os.register_at_fork(after_in_child=_after_fork)
 
 
 class _Guard:
-    """Lets events through from one thread of this process only: the one that trains."""
+    """Lets events through from one thread of this process only: the one that trains.
 
-    def __init__(self, thread: int | None) -> None:
+    All that is put on leads to `events` through it: what torch keeps of a patch (dynamo, when it is loaded meanwhile)
+    says and holds nothing once it is taken off.
+    """
+
+    def __init__(self, events: Events, thread: int | None) -> None:
+        self.events: Events | None = events
         self.forks = _Forks.count
         self.thread = thread if thread is not None else threading.get_ident()
         self.fixed = thread is not None
 
-    def open(self, *, trains: bool = True) -> bool:
+    def open(self, *, trains: bool = True) -> Events | None:
+        """Who is to be told what happens here and now, None where nobody is."""
         if _Forks.count != self.forks:
-            return False
+            return None
         me = threading.get_ident()
         if me != self.thread and trains and not self.fixed:
             self.thread = me
         self.fixed = self.fixed or trains
-        return self.thread == me
+        return self.events if self.thread == me else None
+
+    def close(self) -> None:
+        self.events = None
 
 
 @contextlib.contextmanager
 def installed(events: Events, *, thread: int | None = None) -> Iterator[None]:
     """Send what happens to `events` while the block runs; `thread` names the only thread to listen to, if it is known."""
-    guard = _Guard(thread)
+    guard = _Guard(events, thread)
     with contextlib.ExitStack() as stack:
+        stack.callback(guard.close)
         scaled = _patch_scaler(stack)
-        _patch_backward(stack, guard, events, scaled)
-        _patch_fetch(stack, guard, events)
-        pre = register_optimizer_step_pre_hook(lambda o, a, k: events.optimizer_pre(o) if guard.open() else None)
+        _patch_backward(stack, guard, scaled)
+        _patch_fetch(stack, guard)
+        pre = register_optimizer_step_pre_hook(lambda o, a, k: now.optimizer_pre(o) if (now := guard.open()) else None)
         stack.callback(pre.remove)
-        post = register_optimizer_step_post_hook(lambda o, a, k: events.optimizer_post(o) if guard.open() else None)
+        post = register_optimizer_step_post_hook(
+            lambda o, a, k: now.optimizer_post(o) if (now := guard.open()) else None
+        )
         stack.callback(post.remove)
         yield
 
@@ -108,6 +120,7 @@ def _replace(stack: contextlib.ExitStack, owner: Any, name: str, make: Callable[
 def _patch_scaler(stack: contextlib.ExitStack) -> dict[int, tuple[Any, Any]]:
     """Remember the loss behind a scaled loss, so that the true one is recorded."""
     scaled: dict[int, tuple[Any, Any]] = {}
+    stack.callback(scaled.clear)
 
     def make(original: Callable) -> Callable:
         @functools.wraps(original)
@@ -125,13 +138,14 @@ def _patch_scaler(stack: contextlib.ExitStack) -> dict[int, tuple[Any, Any]]:
 
 
 def _patch_backward(  # noqa: C901  two wrappers that share a flag, flat inside
-    stack: contextlib.ExitStack, guard: _Guard, events: Events, scaled: dict[int, tuple[Any, Any]]
+    stack: contextlib.ExitStack, guard: _Guard, scaled: dict[int, tuple[Any, Any]]
 ) -> None:
     def true_loss(loss: Any) -> Any:
         return scaled[id(loss)][1] if id(loss) in scaled else loss
 
     def tell(losses: Any) -> None:
-        if guard.open():
+        events = guard.open()
+        if events is not None:
             each = losses if isinstance(losses, (list, tuple)) else (losses,)
             events.backward(tuple(true_loss(loss) for loss in each))
 
@@ -164,11 +178,12 @@ def _patch_backward(  # noqa: C901  two wrappers that share a flag, flat inside
     _replace(stack, torch.autograd, "backward", function)
 
 
-def _patch_fetch(stack: contextlib.ExitStack, guard: _Guard, events: Events) -> None:
+def _patch_fetch(stack: contextlib.ExitStack, guard: _Guard) -> None:
     def make(original: Callable) -> Callable:
         @functools.wraps(original)
         def fetch(self: Any) -> Any:
-            if not torch.is_grad_enabled() or not guard.open(trains=False):
+            events = guard.open(trains=False) if torch.is_grad_enabled() else None
+            if events is None:
                 return original(self)
             return events.fetch(self, functools.partial(original, self))
 

@@ -61,6 +61,7 @@ class Trace:
         self._chain = Chain(self.path)
         self._samples = Samples(self._chain)
         self._index: Index | None = None
+        self._closers: list[Callable[[], None]] = []
         self.captures = Captures(lambda: self._chain, Late(self.path, lambda: self._chain).series)
 
     # -- what there is -------------------------------------------------------------------------------------------------
@@ -336,8 +337,15 @@ class Trace:
 
         return dataset(self)
 
+    def on_close(self, act: Callable[[], None]) -> None:
+        """Call `act` when the trace is closed: who keeps something for it gives it back then."""
+        self._closers.append(act)
+
     def close(self) -> None:
-        """Give back files and memory."""
+        """Give back files and memory, and end the program that re-executed states, where one runs."""
+        closers, self._closers = self._closers, []
+        for act in closers:
+            act()
         if self._index is not None:
             self._index.close()
             self._index = None
