@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from tracer.batches import Draft, EncodedBatch
     from tracer.keyframe import Keyframe
 
+_WHOLE = 2**53
+"""Every whole number up to this one is a float."""
 Section = tuple[str, Sequence[Buffer], str | None]
 
 
@@ -92,6 +94,21 @@ def number(value: Any) -> float:
     if value is None:
         return math.nan
     return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
+
+
+def fits_float(tensor: torch.Tensor) -> bool:
+    """Whether a float is all that a 0-d tensor is: whole numbers up to 2^53 are, a complex number is not."""
+    return tensor.is_floating_point() or (not tensor.is_complex() and abs(tensor.item()) <= _WHOLE)
+
+
+def described(key: str, tensor: torch.Tensor, dims: Sequence[str] | None) -> dict[str, Any]:
+    """What a record says of a captured tensor."""
+    return {
+        "key": key,
+        "dtype": values.dtype_name(tensor.dtype),
+        "shape": list(tensor.shape),
+        "dims": list(dims) if dims is not None else None,
+    }
 
 
 def model_inputs(args: tuple[Any, ...], caller: FrameType | None) -> list[Any]:

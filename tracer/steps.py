@@ -27,6 +27,8 @@ from tracer.pace import KeyframePace
 from tracer.sections import (
     OpenStep,
     Section,
+    described,
+    fits_float,
     input_size,
     model_inputs,
     number,
@@ -365,8 +367,8 @@ class StepRecorder:
         return header
 
     def _add_kept(self, sections: list[Section], now: OpenStep, header: dict[str, Any]) -> None:
-        for i, (described, data) in enumerate(now.captures.values()):
-            header["captures"].append(described)
+        for i, (what, data) in enumerate(now.captures.values()):
+            header["captures"].append(what)
             sections.append((f"capture{i}", [data], checksum([data])))
         assert self._reader is not None
         if self._options.weights:
@@ -443,9 +445,9 @@ class StepRecorder:
         now = self._now
         header["logs"].update(now.logs)
         if header["kept"]:
-            for described, data in now.captures.values():
+            for what, data in now.captures.values():
                 sections.append((f"capture{len(header['captures'])}", [data], checksum([data])))
-                header["captures"].append(described)
+                header["captures"].append(what)
         if self.finished is not None:
             self.finished.captures.update(now.captures)
         now.logs, now.captures = {}, {}
@@ -475,18 +477,14 @@ class StepRecorder:
     # -- what user code gives (tracer.active.Listener) -----------------------------------------------------------------
 
     def capture(self, key: str, value: Any, dims: Sequence[str] | None) -> None:
-        """Keep a copy of `value` for the current step; a number becomes a scalar."""
+        """Keep a copy of `value` for the current step; a number becomes a scalar, one that no float holds an array of one."""
         tensor = value.detach() if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
         if tensor.dim() == 0:
-            self._now.logs[key] = float(tensor)
-            return
-        described = {
-            "key": key,
-            "dtype": values.dtype_name(tensor.dtype),
-            "shape": list(tensor.shape),
-            "dims": list(dims) if dims is not None else None,
-        }
-        self._now.captures[key] = (described, bytes(values.tensor_bytes(tensor)))
+            if fits_float(tensor):
+                self._now.logs[key] = float(tensor)
+                return
+            tensor = tensor.reshape(1)
+        self._now.captures[key] = (described(key, tensor, dims), bytes(values.tensor_bytes(tensor)))
 
     def log(self, scalars: dict[str, Any]) -> None:
         """Keep scalars for the current step."""

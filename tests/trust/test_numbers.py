@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import tracer
+from tests.tracer.training import train
 from tracer.repair import repair
 
 STEPS = 3
@@ -135,3 +136,18 @@ def test_rows_beyond_what_32_bits_count():
     assert many.place(2**34) == 2**33 + 1
     assert many.members(2**33, 2**33 + 2) == [2**33, 2**34]
     assert 2**33 + 1 not in many
+
+
+@pytest.mark.parametrize("value", [2**53 + 1, -(2**63), 1 - 2j])
+def test_a_number_that_no_float_holds_is_kept_as_an_array_of_one(tmp_path, value):
+    captured = torch.tensor(value)
+
+    def each(step, model, loss):
+        tracer.capture("odd", captured)
+        tracer.capture("plain", torch.tensor(2**53 - step))
+
+    with tracer.record(tmp_path / "t"):
+        train(epochs=1, each=each)
+    with tracer.open_trace(tmp_path / "t") as trace:
+        assert torch.equal(trace.captures["odd"][3], captured.reshape(1))
+        assert trace.sql("select plain from steps where step = 3").fetchall() == [(2**53 - 3,)]
