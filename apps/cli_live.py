@@ -200,13 +200,14 @@ def peek(trace: Path, *, what: str | None, out: Path | None, as_json: bool) -> N
     WHAT is batch, weights, grads or captures; with --out its arrays are written as NPZ.
     """
     from tracer.control import Control
+    from tracer.fed import facts_of
 
     if out is not None and what is None:
         raise click.UsageError(f"say what to write to {out}: {', '.join(PEEKED)}")
     with Control(trace) as run:
         known = run.keys()
         batch = _batch(run, trace) if what in (None, "batch") else {}
-        known["batch"] = [{"name": n, "dtype": _dtype(v), "shape": list(v.shape)} for n, v in batch.items()]
+        known["batch"] = [facts_of(name, leaf) for name, leaf in batch.items()]
         if out is not None and what is not None:
             _write_arrays(out, batch if what == "batch" else run.peek(what))
     rows = [{"what": kind, **entry} for kind in PEEKED if what in (None, kind) for entry in known[kind]]
@@ -227,10 +228,6 @@ def _batch(run: Control, trace: Path) -> dict[str, Any]:
             return dict(leaves(opened.batch(opened.steps - 1)))
         except MissingDataError:
             return run.peek("batch")
-
-
-def _dtype(value: Any) -> str:
-    return str(value.dtype).removeprefix("torch.")
 
 
 def _write_arrays(out: Path, arrays: dict[str, Any]) -> None:

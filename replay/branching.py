@@ -22,7 +22,7 @@ from replay.beyond import Shadow
 from replay.engine import NATIVE, Engine, StopProgram, Target
 from tracer import frames, keyframe, rng, values
 from tracer.errors import RewindError, UsageError
-from tracer.manifest import Manifest, Parent, Program
+from tracer.manifest import Parent, Program
 from tracer.options import Options
 from tracer.recorder import Recorder
 from tracer.steps import StepRecorder
@@ -58,14 +58,12 @@ class BranchRecorder(Recorder):
         self._steps.boundary = boundary
         return self._steps
 
-    def _prepare(self) -> Manifest:
+    def _environment(self) -> dict[str, Any]:
         """With the parent's variables, where this process has them: others were set by what the program has imported."""
-        facts = super()._prepare()
+        own = super()._environment()
         if any(os.environ.get(name) != value for name, value in self._parent_env.items()):
-            return facts
-        facts = replace(facts, environment={**facts.environment, "env": self._parent_env})
-        facts.write(self.path)
-        return facts
+            return own
+        return {**own, "env": self._parent_env}
 
     def _keep_sources(self) -> None:
         assert self._facts is not None

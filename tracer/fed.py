@@ -72,6 +72,12 @@ def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Leaf]]:
             yield from leaves(part, f"{path}.{i}" if path else str(i))
 
 
+def facts_of(name: str, leaf: Leaf) -> dict[str, Any]:
+    """What is said of an array of a batch before its numbers are asked for."""
+    dtype = leaf.dtype.name if isinstance(leaf, np.ndarray) else values.dtype_name(leaf.dtype)
+    return {"name": name, "dtype": dtype, "shape": list(leaf.shape)}
+
+
 def _version(leaf: Leaf) -> int | None:
     """How often a tensor was changed; None of what does not count that."""
     return leaf._version if isinstance(leaf, torch.Tensor) and not leaf.is_inference() else None

@@ -11,12 +11,10 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-
 from tracer import hyperparameters, values
 from tracer.control_server import Server
 from tracer.errors import MissingDataError, UsageError
-from tracer.fed import leaves
+from tracer.fed import facts_of, leaves
 from tracer.gate import HAND, Gate
 from tracer.progress import Progress
 
@@ -227,7 +225,7 @@ class Live:
             node, buffers = self._fed()
         except MissingDataError:
             return []
-        return [_facts(name, leaf) for name, leaf in leaves(values.decode(node, buffers.__getitem__))]
+        return [facts_of(name, leaf) for name, leaf in leaves(values.decode(node, buffers.__getitem__))]
 
     def _fed(self) -> tuple[Any, list[bytes]]:
         step = self._run.finished
@@ -282,8 +280,3 @@ def _wait_of(request: Request) -> float:
 def _described(name: str, tensor: torch.Tensor, data: bytes | None = None) -> Described:
     facts = {"name": name, "dtype": values.dtype_name(tensor.dtype), "shape": list(tensor.shape)}
     return facts, lambda: bytes(values.tensor_bytes(tensor)) if data is None else data
-
-
-def _facts(name: str, leaf: torch.Tensor | np.ndarray) -> dict[str, Any]:
-    dtype = leaf.dtype.name if isinstance(leaf, np.ndarray) else values.dtype_name(leaf.dtype)
-    return {"name": name, "dtype": dtype, "shape": list(leaf.shape)}

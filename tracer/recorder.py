@@ -125,7 +125,7 @@ class Recorder:
             weights=bool(self.options.weights),
             every=self.options.every,
             program=self._program,
-            environment=environment.snapshot(),
+            environment=self._environment(),
             parent=self._parent,
         )
         try:
@@ -133,6 +133,10 @@ class Recorder:
         except OSError as error:
             raise WriteError(f"{self.path} cannot be begun: {error}", path=self.path) from None
         return facts
+
+    def _environment(self) -> dict[str, Any]:
+        """What the run's exactness depends on besides its code."""
+        return environment.snapshot()
 
     def _open_journal(self, fingerprint: str) -> tuple[Journal, int]:
         """The first state is known: find the session's place, and begin it."""

@@ -13,7 +13,7 @@ from bokeh.events import Tap
 from bokeh.models import ColorBar, ColumnDataSource, LinearColorMapper
 
 from analysis import forces
-from apps.pictures import square_side
+from apps.pictures import BAD, square_side
 from apps.recorded import FORCES
 from apps.surfaces import Bar, Pictures
 from apps.views import figures
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from apps.recorded import Recorded
     from apps.views.view import Host
 
-UNKNOWN = "#8C5AC8"
+UNKNOWN = "#{:02X}{:02X}{:02X}".format(*BAD)
 """NaN, as in pictures."""
 SAMPLE = 200
 """So many steps at most show the ratio where it has to be worked out from weights."""
