@@ -58,7 +58,9 @@ def is_user_file(filename: str) -> bool:
     path = os.path.abspath(filename)
     if path.startswith(_OURS):
         return False
-    return path.startswith(tuple(_programs)) or not path.startswith((*_LIBRARIES, _OURS_TOO))
+    # The nearest folder says whose it is: a program may lie among libraries, and libraries in its folder (`.venv`).
+    own = max((len(folder) for folder in _programs if path.startswith(folder)), default=0)
+    return own >= max((len(folder) for folder in (*_LIBRARIES, _OURS_TOO) if path.startswith(folder)), default=0)
 
 
 class _Block:

@@ -318,13 +318,18 @@ def _file_of(cls: type) -> str:
 
 
 def _is_stateful(value: Any) -> bool:
-    return callable(getattr(value, "state_dict", None)) and callable(getattr(value, "load_state_dict", None))
+    """Asks the class: a `__getattr__` of the object may answer anything, or begin something."""
+    return _owner(value, "state_dict") is not None and _owner(value, "load_state_dict") is not None
+
+
+def _owner(value: Any, name: str) -> type | None:
+    return next((cls for cls in type(value).__mro__ if name in cls.__dict__), None)
 
 
 def _is_own_stateful(value: Any) -> bool:
     """Whether the user wrote `state_dict` themselves: then all attributes are taken, which is at least as much."""
-    owner = next(cls for cls in type(value).__mro__ if "state_dict" in cls.__dict__)
-    return frames.is_user_file(_file_of(owner))
+    owner = _owner(value, "state_dict")
+    return owner is not None and frames.is_user_file(_file_of(owner))
 
 
 def _is_user_object(value: Any) -> bool:

@@ -451,3 +451,26 @@ def test_same_place(recorded, here, same):
         return [["file.py", *place.split(":")] for place in places]
 
     assert frames.same_place(site(recorded), site(here)) is same
+
+
+class TestWhoseFileItIs:
+    """The nearest folder decides: a project has its `.venv` inside, a program may lie among installed packages."""
+
+    @pytest.fixture(autouse=True)
+    def own_folders(self, monkeypatch):
+        monkeypatch.setattr(frames, "_programs", set())
+        monkeypatch.setattr(frames, "_LIBRARIES", ("/project/.venv/lib/site-packages/", "/lib/python3/"))
+        frames.is_user_file.cache_clear()
+        yield
+        frames.is_user_file.cache_clear()
+
+    def test_libraries_in_the_program_folder_are_not_the_users(self):
+        frames.add_program_folder("/project")
+        assert frames.is_user_file("/project/train.py")
+        assert frames.is_user_file("/project/models/net.py")
+        assert not frames.is_user_file("/project/.venv/lib/site-packages/torch/nn/modules/linear.py")
+
+    def test_a_program_among_libraries_is_the_users(self):
+        frames.add_program_folder("/lib/python3/examples")
+        assert frames.is_user_file("/lib/python3/examples/train.py")
+        assert not frames.is_user_file("/lib/python3/json/decoder.py")

@@ -342,3 +342,22 @@ def test_the_same_code_gives_the_same_paths():
 )
 def test_what_is_data_all_through(value, plain):
     assert walk.is_plain(value) is plain
+
+
+class Answering:
+    """Says yes to every name that it is asked for, and is not made to be asked for some."""
+
+    def __getattr__(self, name):
+        if name == "state_dict":
+            raise RuntimeError("no driver")
+        return lambda *args: None
+
+
+def test_an_object_that_answers_to_any_name_is_not_asked():
+    def run():
+        anything, weights = Answering(), [torch.ones(2)]
+        found = slots()
+        assert anything, weights
+        return found
+
+    assert "weights" in kinds(run())
