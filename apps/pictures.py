@@ -1,4 +1,4 @@
-"""What can be shown of a batch of any kind: pictures, labels, text. Room: apps. Arrays in, arrays out."""
+"""What can be shown of a batch of any kind: pictures, labels, tables, text. Room: apps. Arrays in, arrays out."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
 
 _MOST_TEXTS: Final = 512
+ROWS: Final = 64
+COLUMNS: Final = 40
+_EXACT: Final = 2**53
 BAD: Final = (140, 90, 200)
 """What is NaN or infinite, in every picture (UNKNOWN in static/common.js)."""
 
@@ -34,6 +37,23 @@ class Batch:
     size: int
     note: str = ""
     bad: int = 0
+    value: Any = None
+    """The batch itself, nested as the loop got it, where it has no images."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One array of a batch as a table, the first `ROWS` x `COLUMNS` of it; or words, where it is no array.
+
+    `note` says what of it is not shown. `samples` is how many tables there are, one a sample, of which this is one.
+    """
+
+    name: str
+    kind: str
+    rows: list[list[Any]]
+    text: str = ""
+    note: str = ""
+    samples: int = 0
 
 
 def shown_batch(value: Any, normalize: Normalize | None = None) -> Batch:
@@ -49,7 +69,57 @@ def shown_batch(value: Any, normalize: Normalize | None = None) -> Batch:
     notes += [f"{bad} pixel{'s' * (bad > 1)} NaN or infinite: violet"] if bad else []
     size = len(arrays[0]) if arrays else 0
     labels = next((a.tolist() for a in arrays if a.ndim == 1 and len(a) == size and a is not arrays[0]), None)
-    return Batch(images, labels, "" if images is not None else _described(value), size, " · ".join(notes), bad)
+    note = " · ".join(notes)
+    if images is not None:
+        return Batch(images, labels, "", size, note, bad)
+    return Batch(None, labels, _described(value), size, note, bad, value)
+
+
+def sheets(value: Any, sample: int = 0) -> list[Sheet]:
+    """A batch without images as tables; of what has more dimensions than a table those of one `sample`."""
+    return [_sheet(name, leaf, sample) for name, leaf in _named_leaves(value, "")]
+
+
+def _sheet(name: str, leaf: Any, sample: int) -> Sheet:
+    if isinstance(leaf, list):
+        cut = f"the first {_MOST_TEXTS} of {len(leaf)} are shown" if len(leaf) > _MOST_TEXTS else ""
+        return Sheet(name or "texts", f"{len(leaf)} texts", [[text[:400]] for text in leaf[:_MOST_TEXTS]], note=cut)
+    if not hasattr(leaf, "shape"):
+        return Sheet(name or "batch", type(leaf).__name__, [], str(leaf)[:2000])
+    array, kind = np.asarray(plain(leaf)), f"{str(leaf.dtype).removeprefix('torch.')} {list(leaf.shape)}"
+    if not array.size or not array.ndim:
+        return Sheet(name or "batch", kind, [], str(array.tolist()))
+    samples = len(array) if array.ndim > 2 else 0
+    table = array[min(sample, samples - 1)].reshape(array.shape[1], -1) if samples else np.atleast_2d(array)
+    height, width = table.shape
+    cut = f"the first {min(height, ROWS)} x {min(width, COLUMNS)} of {height} x {width}"
+    shown = table[:ROWS, :COLUMNS]
+    exact = shown.dtype.kind not in "iu" or ((shown >= -_EXACT).all() and (shown <= _EXACT).all())
+    rows = (shown if exact else shown.astype(str)).tolist()  # A browser's numbers are floats: text holds them all.
+    return Sheet(name or "batch", kind, rows, "", cut if height > ROWS or width > COLUMNS else "", samples)
+
+
+def columns_of(value: Any) -> dict[str, NDArray[Any]]:
+    """The arrays of a batch as columns of one length, a value a sample each; what has more dimensions whole, for .npz."""
+    arrays = {n or "batch": np.asarray(plain(leaf)) for n, leaf in _named_leaves(value, "") if hasattr(leaf, "shape")}
+    size = max((len(a) for a in arrays.values() if a.ndim), default=0)
+    found: dict[str, NDArray[Any]] = {"position": np.arange(size)}
+    for name, array in arrays.items():
+        if array.ndim == 2 and len(array) == size:
+            found |= {f"{name}.{i}": column for i, column in enumerate(array.T)}
+        elif array.ndim > 2 or (array.ndim == 1 and len(array) == size):
+            found[name] = array
+    return found if size else {}
+
+
+def _named_leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """The arrays, lists of texts and other values of a batch, each with its place in it."""
+    texts = isinstance(value, list | tuple) and bool(value) and all(isinstance(item, str) for item in value)
+    if isinstance(value, dict) or (isinstance(value, list | tuple) and not texts):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _named_leaves(item, f"{path}.{key}" if path else str(key))
+    else:
+        yield path, list(value) if texts else value
 
 
 def is_image(array: NDArray[Any]) -> bool:
@@ -92,26 +162,19 @@ def _marked(pixels: NDArray[np.uint8], finite: NDArray[np.bool_]) -> NDArray[np.
 
 
 def _described(value: Any) -> str:
-    return "\n\n".join(_parts(value, "")) or "an empty batch"
-
-
-def _parts(value: Any, path: str) -> Iterator[str]:
     """A batch in words, a part for each array, list of texts, or other value; each under its place in the batch."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from _parts(item, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list | tuple) and value and all(isinstance(item, str) for item in value):
-        texts = "\n".join(f"{i:>4}  {item[:400]}" for i, item in enumerate(value[:_MOST_TEXTS]))
-        yield f"{path or 'texts'}: {len(value)} texts\n{texts}" + ("\n      …" if len(value) > _MOST_TEXTS else "")
-    elif isinstance(value, list | tuple):
-        for i, item in enumerate(value):
-            yield from _parts(item, f"{path}.{i}" if path else str(i))
-    elif hasattr(value, "shape"):
-        array = np.asarray(plain(value))
-        text = np.array2string(array, threshold=3000, edgeitems=8, precision=4, max_line_width=150)
-        yield f"{path or 'batch'}: {array.dtype} {list(array.shape)}\n{text}"
-    else:
-        yield f"{path or 'batch'}: {str(value)[:2000]}"
+    return "\n\n".join(_words(path, leaf) for path, leaf in _named_leaves(value, "")) or "an empty batch"
+
+
+def _words(path: str, leaf: Any) -> str:
+    if isinstance(leaf, list):
+        texts = "\n".join(f"{i:>4}  {item[:400]}" for i, item in enumerate(leaf[:_MOST_TEXTS]))
+        return f"{path or 'texts'}: {len(leaf)} texts\n{texts}" + ("\n      …" if len(leaf) > _MOST_TEXTS else "")
+    if not hasattr(leaf, "shape"):
+        return f"{path or 'batch'}: {str(leaf)[:2000]}"
+    array = np.asarray(plain(leaf))
+    text = np.array2string(array, threshold=3000, edgeitems=8, precision=4, max_line_width=150)
+    return f"{path or 'batch'}: {array.dtype} {list(array.shape)}\n{text}"
 
 
 def _leaves(value: Any) -> Iterator[Any]:

@@ -6,6 +6,8 @@ Room: apps. May touch: reads the trace it is given, through its public face; kee
 
 from __future__ import annotations
 
+import math
+from contextlib import suppress
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +36,7 @@ _LARGEST_MATRIX = 2048
 _KEPT_STATES = 32
 _KEPT_BATCHES = 16
 _KEPT_ARRAYS = 8
-_KEPT_PEEKS = 2
+_KEPT_PEEKS = 4
 _KEPT_BYTES = 512 << 20
 LEADING = ("win_rate", "grad_magnitude", "som_magnitude", "feature_novelty", "effective_win", "gradient_weight")
 
@@ -48,13 +50,15 @@ class Recorded(Scalars):
         self._again: dict[int, dict[str, Any]] = {}
         self._peeked: dict[int, Peeked] = {}
         self._batches: dict[int, Batch] = {}
+        self.verdicts: dict[int, str] = {}
+        """What re-executions in this app said of steps."""
         self._superseded = trace.superseded
         self._made: dict[tuple[Any, ...], NDArray[np.float64]] = {}
 
     def twin(self) -> Recorded:
         """The same run opened once more, for another thread."""
         twin = Recorded(open_trace(self.trace.path), self.name)
-        twin._again, twin._peeked = self._again, self._peeked
+        twin._again, twin._peeked, twin.verdicts = self._again, self._peeked, self.verdicts
         return twin
 
     def refresh(self) -> None:
@@ -66,6 +70,7 @@ class Recorded(Scalars):
             self._batches.clear()
             self._again.clear()
             self._peeked.clear()
+            self.verdicts.clear()
         for kind in type(self).__mro__:
             for name, made in vars(kind).items():
                 if isinstance(made, cached_property):
@@ -156,6 +161,17 @@ class Recorded(Scalars):
         """The layers that have a value per feature."""
         return sorted({key.rpartition("/")[0] for key in self.keys_of("feature", 1)})
 
+    @property
+    def rooms(self) -> list[str]:
+        """Whose features can be looked at: the layers that were captured, and the weights, by name."""
+        return [*self.layers, *self.matrices]
+
+    def size_of(self, layer: str) -> int:
+        """How many features `layer`, or a weight of that name, has; 0 where that is not known."""
+        if layer in self.matrices:
+            return self._shape(layer)[0]
+        return next((s[0] for k, (s, _) in self._forms.items() if k.startswith(f"{layer}/") and len(s) == 1), 0)
+
     def metrics_of(self, layer: str) -> list[str]:
         """The per-feature quantities of `layer`, S4.4's first."""
         found = [k.rpartition("/")[2] for k in self.keys_of("feature", 1) if k.rpartition("/")[0] == layer]
@@ -163,12 +179,32 @@ class Recorded(Scalars):
 
     def features(self, layer: str, k: int) -> dict[str, NDArray[np.float64]]:
         """Every per-feature quantity of `layer` at step `k`, [D] each. Raise MissingDataError where there is none."""
+        if layer in self.matrices and layer not in self.layers:
+            return self._of_weight(layer, self.check(k))
         values = {name: self.capture_or_none(f"{layer}/{name}", k) for name in self.metrics_of(layer)}
         found = {name: value.astype(np.float64) for name, value in values.items() if value is not None}
         if not found:
             reason = "captures nothing per feature" if not self.layers else f"captured nothing per feature at step {k}"
             raise MissingDataError(f"this run {reason}; tracer.capture('layer/win_rate', tensor) adds it", step=k)
         return found
+
+    def _of_weight(self, name: str, k: int) -> dict[str, NDArray[np.float64]]:
+        """What the rows of a weight tell by themselves, where nothing was captured of them."""
+        before = self.weight(name, k)
+        found = {"weight_norm": forces.row_norms(before)}
+        if (after := self._weight_or_none(name, k + 1)) is not None:
+            found["movement"] = forces.row_norms(after - before)
+        with suppress(MissingDataError):
+            found["gradient_norm"] = forces.row_norms(self._gradient(name, k))
+        if (start := self._weight_or_none(name, self.first)) is not None:
+            found["cosine_to_initial"] = forces.row_cosines(before, start)
+        return found
+
+    def _weight_or_none(self, name: str, k: int) -> NDArray[np.float64] | None:
+        try:
+            return self.weight(name, k)
+        except MissingDataError:
+            return None
 
     def trajectory(
         self, layer: str, metric: str, watched: Sequence[int]
@@ -192,13 +228,23 @@ class Recorded(Scalars):
 
     @cached_property
     def matrices(self) -> list[str]:
-        """The 2-D parameters of the stored states, by name; of a re-executed one where none is stored."""
+        """The weights of the stored states that have rows, by name; of a re-executed one where none is stored."""
         states = self.trace.stored_states.array()
         if not len(states):
             again = next(iter(self._again.values()), {})
-            return [n for n, t in again.items() if t.ndim == 2 and t.is_floating_point()]
+            return [n for n, t in again.items() if t.ndim >= 2 and t.is_floating_point() and t.numel()]
         entries = self.trace.layout(int(states[0])).entries
-        return [e.name for e in entries if len(e.shape) == 2 and e.dtype.startswith(("float", "bfloat"))]
+        return [
+            e.name for e in entries if len(e.shape) >= 2 and e.dtype.startswith(("float", "bfloat")) and all(e.shape)
+        ]
+
+    def keep_rerun(self, k: int, verdict: str, states: dict[int, dict[str, Any]], told: Peeked) -> None:
+        """Take in step `k` as it was re-executed. What diverged is no part of the run: of that only the verdict."""
+        self.verdicts[k] = verdict
+        if verdict != "diverged":
+            for at, state in states.items():
+                self.keep(at, state)
+            self.take(told)
 
     def keep(self, k: int, state: dict[str, Any]) -> None:
         """Take in a re-executed state: from now on its weights are there, as if they had been stored."""
@@ -223,7 +269,7 @@ class Recorded(Scalars):
         self._made.clear()
 
     def took(self, k: int) -> bool:
-        """Whether a paused process has told of step `k`."""
+        """Whether a paused process, or a re-execution, has told of step `k`."""
         return k in self._peeked
 
     def captured(self, k: int) -> list[dict[str, Any]]:
@@ -253,14 +299,21 @@ class Recorded(Scalars):
                 return name
         raise MissingDataError(f"no stored weight has a row for each feature of {layer!r}")
 
-    def _shape(self, name: str) -> tuple[int, ...]:
+    def _shape(self, name: str) -> tuple[int, int]:
+        """Rows and columns of a weight: a convolution's row is all that makes one of its outputs."""
         states = self.trace.stored_states.array()
-        if not len(states):
-            return tuple(next(iter(self._again.values()))[name].shape)
-        return tuple(self.trace.layout(int(states[0])).entry(name).shape)
+        if len(states):
+            shape = tuple(self.trace.layout(int(states[0])).entry(name).shape)
+        else:
+            shape = tuple(next(iter(self._again.values()))[name].shape)
+        return shape[0], math.prod(shape[1:])
+
+    def has_weights(self, k: int) -> bool:
+        """Whether the weights of state `k` are there, stored or re-executed."""
+        return k in self._again or self.trace.has_state(k)
 
     def weight(self, name: str, k: int) -> NDArray[np.float64]:
-        """One stored tensor of state `k`, float64, for reading only. Raise MissingDataError where it is not stored."""
+        """One stored weight of state `k`, float64 [D, F], for reading only. Raise MissingDataError where it is not stored."""
         return self._once(("weight", name, k), lambda: self._read_weight(name, k))
 
     def _once(self, key: tuple[Any, ...], make: Callable[[], NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -273,10 +326,10 @@ class Recorded(Scalars):
 
     def _read_weight(self, name: str, k: int) -> NDArray[np.float64]:
         if k in self._again:
-            return np.asarray(plain(self._again[k][name]), np.float64)
+            return _rows(self._again[k][name])
         if not self.trace.has_state(k):
             raise MissingDataError(f"the weights of state {k} are not stored: the Replay tab re-executes them", step=k)
-        return np.asarray(plain(self.trace.state(k)[name]), np.float64)
+        return _rows(self.trace.state(k)[name])
 
     def som_movement(self, layer: str, k: int) -> NDArray[np.float64]:
         """What the SOM did to each feature in step `k`, [D, F]. Raise MissingDataError where it was not captured."""
@@ -314,14 +367,16 @@ class Recorded(Scalars):
         name = self.weight_of(layer)
         return forces.grad_delta(self.weight(name, k), self.weight(name, k + 1), self.som_movement(layer, k))
 
-    def has_som(self, layer: str) -> bool:
-        """Whether a SOM's targets and rate were captured: else there is one force, the optimizer's."""
-        return {f"{layer}/som_targets", f"{layer}/som_rate"} <= set(self._forms)
+    def has_forces(self, layer: str) -> bool:
+        """Whether two forces were captured, a SOM's beside the gradient's: else there is one, the optimizer's."""
+        return {f"{layer}/som_targets", f"{layer}/som_rate"} <= set(
+            self._forms
+        ) or f"{layer}/som_magnitude" in self._forms
 
     def main_weight(self, layer: str) -> str:
-        """The weight of `layer`, or the first one stored where no layer was captured. Raise MissingDataError."""
+        """The weight of `layer`, which may be one's name, or the first one stored. Raise MissingDataError."""
         if layer:
-            return self.weight_of(layer)
+            return layer if layer in self.matrices else self.weight_of(layer)
         if not self.matrices:
             raise MissingDataError("no weights are stored: record with --detail full, or re-execute a step")
         return self.matrices[0]
@@ -329,11 +384,14 @@ class Recorded(Scalars):
     def plain_forces(self, layer: str, k: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Gradient of the weight at step `k`, and how the weight moved, both [D, F]. Raise MissingDataError."""
         name = self.main_weight(layer)
-        gradients = self._grads(self.check(k))
+        gradient = self._gradient(name, self.check(k))
+        return gradient, self.weight(name, k + 1) - self.weight(name, k)
+
+    def _gradient(self, name: str, k: int) -> NDArray[np.float64]:
+        gradients = self._grads(k)
         if name not in gradients:
             raise MissingDataError(f"the gradient of {name} at step {k} was not recorded", step=k, tensor=name)
-        moved = self.weight(name, k + 1) - self.weight(name, k)
-        return np.asarray(plain(gradients[name]), np.float64), moved
+        return _rows(gradients[name])
 
     def _grads(self, k: int) -> dict[str, Any]:
         try:
@@ -397,6 +455,11 @@ FORCES = {
     "movement": "real weight movement",
     "plain": "gradient against movement, no SOM",
 }
+
+
+def _rows(tensor: Any) -> NDArray[np.float64]:
+    array = np.asarray(plain(tensor), np.float64)
+    return array.reshape(len(array), -1) if array.ndim > 2 else array
 
 
 def _leads(dims: tuple[str, ...] | None, ndim: int) -> str:

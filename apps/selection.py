@@ -1,4 +1,7 @@
-"""What is chosen in the app: run, step, feature, tab; as a URL says it, and with its history. Room: apps. Pure."""
+"""What is chosen in the app: run, step, feature, tab, how a tab is set; as a URL says it, and with its history.
+
+Room: apps. Pure.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,16 @@ from urllib.parse import parse_qs, urlencode
 
 TABS: Final = ("batch", "features", "forces", "matrices", "trajectories", "metrics", "replay", "sql")
 MOST_WATCHED: Final = 12
+_LONGEST: Final = 2000
+"""Characters of one setting; what is longer is no link that one shares."""
 
 
 @dataclass(frozen=True)
 class Selection:
-    """A place in a run. `watched` are the features whose trajectories are shown, the chosen one among them."""
+    """A place in a run. `watched` are the features whose trajectories are shown, the chosen one among them.
+
+    `settings` are what was set on the tabs, as text by name ("metrics.log"): what is not set is not among them.
+    """
 
     run: str = ""
     step: int = 0
@@ -20,6 +28,7 @@ class Selection:
     tab: str = "batch"
     layer: str = ""
     watched: tuple[int, ...] = (0, 1, 2, 3)
+    settings: tuple[tuple[str, str], ...] = ()
 
     def at(self, **change: Any) -> Selection:
         """Return this with some fields changed."""
@@ -31,10 +40,21 @@ class Selection:
             return replace(self, feature=feature)
         return replace(self, feature=feature, watched=(*self.watched, feature)[-MOST_WATCHED:])
 
+    def setting(self, name: str) -> str | None:
+        """What `name` is set to, None where it is not set."""
+        return dict(self.settings).get(name)
+
+    def with_setting(self, name: str, value: str | None) -> Selection:
+        """Return this with `name` set to `value`; None sets nothing any more."""
+        others = {n: v for n, v in self.settings if n != name}
+        new = {**others, name: value} if value is not None and len(value) <= _LONGEST else others
+        return replace(self, settings=tuple(sorted(new.items())))
+
     def query(self) -> str:
         """This as the query of a URL."""
         parts = {"run": self.run, "step": self.step, "feature": self.feature, "tab": self.tab}
-        return urlencode(parts | ({"layer": self.layer} if self.layer else {}))
+        layer = {"layer": self.layer} if self.layer else {}
+        return urlencode(parts | layer | dict(self.settings))
 
 
 def from_query(query: str, base: Selection) -> Selection:
@@ -45,6 +65,9 @@ def from_query(query: str, base: Selection) -> Selection:
     if given.get("tab") in TABS:
         change["tab"] = given["tab"]
     chosen = replace(base, **change)
+    for name, value in given.items():
+        if name.partition(".")[0] in TABS and "." in name:
+            chosen = chosen.with_setting(name, value)
     return chosen.with_feature(chosen.feature)
 
 

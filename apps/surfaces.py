@@ -100,6 +100,13 @@ class Bar(Surface):
     _stylesheets = _styles("bar")
 
 
+class Note(Surface):
+    """Words where there is nothing to show, and what one may do about it."""
+
+    _esm = _script("note")
+    _stylesheets = _styles("note")
+
+
 class Pictures(Surface):
     """A few pictures at one colour scale."""
 

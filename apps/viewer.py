@@ -70,13 +70,13 @@ class Viewer:
 
     def _beginning(self) -> Selection:
         run = self.run
-        layer = "bcl" if "bcl" in run.layers else run.layers[0] if run.layers else ""
+        layer = "bcl" if "bcl" in run.layers else next(iter(run.rooms), "")
         return Selection(run=run.name, step=run.first, layer=layer)
 
     def _whole(self, wanted: Selection) -> Selection:
         """What is wanted, with everything put where this run has it."""
         run = self.run
-        layer = wanted.layer if wanted.layer in run.layers else self._beginning().layer
+        layer = wanted.layer if wanted.layer in run.rooms else self._beginning().layer
         step = min(max(wanted.step, run.first), run.last)
         return wanted.at(run=run.name, step=step, layer=layer)
 
@@ -288,6 +288,10 @@ class Viewer:
         run, generation = self.run, self.following.pulse.generation
         self.aside(lambda: self._runs.twins.work(run, generation, work), done)
 
+    def rerun(self) -> None:
+        """Run the chosen step again; what that gives is then shown."""
+        self._view("replay").start()
+
     def aside(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Run `work()` in this page's thread; then `done(result or RewindError)`."""
         self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="rewind-view")
@@ -335,7 +339,7 @@ def facts(run: Recorded, k: int) -> list[tuple[str, Any]]:
         value = values.get(name)
         if value is not None:
             shown.append((name.replace("_", " "), int(value) if name == "epoch" else value))
-    verdict = run.trace.verdicts.get(k)
+    verdict = run.verdicts.get(k) or run.trace.verdicts.get(k)
     return [*shown, ("", verdict)] if verdict else shown
 
 

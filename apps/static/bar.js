@@ -18,7 +18,7 @@ export const render = surface((root, send) => {
       made[c.name] = (v) => { box.checked = v; };
       return el("label", {}, box, c.label);
     }
-    const box = el("input", { type: c.kind, value: c.value, min: c.min, max: c.max, step: c.step, style: c.kind === "range" ? "width:110px;padding:0" : "width:180px", onchange: () => set(box.value) });
+    const box = el("input", { type: c.kind, value: c.value, min: c.min, max: c.max, step: c.step, placeholder: c.hint, style: `width:${{ range: "110px;padding:0", number: "92px" }[c.kind] || "160px"}`, onchange: () => set(box.value) });
     made[c.name] = (v) => { if (root.getRootNode().activeElement !== box) box.value = v; };
     return el("label", {}, c.label, box);
   }

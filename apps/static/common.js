@@ -128,7 +128,9 @@ function surface(start) {
   };
 }
 
-function saying(root, text) {
+// What stands where there is nothing to show: why, and what one may do about it, a button's [words, message].
+function saying(root, text, action, send) {
   const sentence = text.charAt(0).toUpperCase() + text.slice(1);
-  root.replaceChildren(el("div", { class: "card" }, el("div", { class: "empty", role: "status" }, sentence)));
+  const act = action && el("button", { class: "primary", onclick: () => { act.disabled = true; act.textContent = action[2] || action[0]; send(action[1]); } }, action[0]);
+  root.replaceChildren(el("div", { class: "card" }, el("div", { class: "empty", role: "status" }, el("div", {}, sentence), act && el("div", { style: "margin-top:14px" }, act))));
 }

@@ -48,7 +48,7 @@ export const render = surface((root, send) => {
   new ResizeObserver(() => last && draw()).observe(box);
   return (frame) => {
     if (frame.kind === "theme") { if (last) draw(); return; }
-    if (frame.problem) { last = null; saying(root, frame.problem); return; }
+    if (frame.problem) { last = null; saying(root, frame.problem, frame.action, send); return; }
     const same = last && JSON.stringify(last.maps.map((m) => m.name)) === JSON.stringify(frame.maps.map((m) => m.name));
     last = frame;
     if (card.parentNode !== root) root.replaceChildren(card);

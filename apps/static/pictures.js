@@ -1,5 +1,5 @@
 // A few pictures of one feature at one symmetric colour scale: {title, pictures: [{name, norm}], words}, arrays by name.
-export const render = surface((root) => {
+export const render = surface((root, send) => {
   const SIDE = 168;
   const title = el("h2"), box = el("div", { style: "display:grid;grid-template-columns:1fr 1fr;gap:10px 14px" });
   const scales = el("div", { style: "margin-top:10px;display:grid;gap:4px" }), words = el("div", { style: "margin-top:8px" });
@@ -21,7 +21,7 @@ export const render = surface((root) => {
   }
   return (frame) => {
     if (frame.kind === "theme") return;
-    if (frame.problem) { shown = ""; saying(root, frame.problem); return; }
+    if (frame.problem) { shown = ""; saying(root, frame.problem, frame.action, send); return; }
     const names = frame.pictures.map((p) => p.name).join();
     if (names !== shown) { shown = names; build(frame); }
     title.textContent = frame.title;

@@ -14,6 +14,11 @@ export const render = surface((root, send) => {
   const card = el("div", { class: "card" }, el("div", { class: "row", style: "margin-bottom:10px" }, el("label", {}, "layer", layer), find, el("span", { class: "grow" }), counts), lost,
     el("div", { class: "wide", role: "table", "aria-label": "features" }, head, box, sums));
 
+  // As many rows as the window has room for.
+  function stretch() { box.style.height = `${Math.max(320, Math.min(s.order.length * ROW + 2, innerHeight - (box.getBoundingClientRect().top + scrollY) - sums.offsetHeight - 44))}px`; }
+  function edge() { card.style.setProperty("--bar", `${box.offsetWidth - box.clientWidth}px`); }
+  const resized = () => (root.isConnected ? (stretch(), edge(), rows()) : removeEventListener("resize", resized));
+  addEventListener("resize", resized);
   const value = (name, i) => name === "feature" ? i : name === "status" ? s.statuses[i] : s.columns[name][i];
   function matches(i) {
     if (!s.filter) return true;
@@ -37,7 +42,7 @@ export const render = surface((root, send) => {
     for (let place = first; place < last; place++) {
       const i = s.order[place];
       made.push(el("div", { class: `line body ${i === s.chosen ? "chosen" : ""}`, role: "row", style: `top:${place * ROW}px`, "aria-selected": i === s.chosen, "data-feature": i, onclick: () => send({ do: "feature", feature: i }) },
-        el("span", { class: "num", role: "cell" }, String(i)), el("span", { role: "cell" }, el("span", { class: `chip ${s.statuses[i]}`, title: TIPS[s.statuses[i]] || "" }, s.statuses[i])),
+        el("span", { class: "num", role: "cell" }, String(i)), s.judged && el("span", { role: "cell" }, el("span", { class: `chip ${s.statuses[i]}`, title: TIPS[s.statuses[i]] || "" }, s.statuses[i])),
         s.names.map((n) => el("span", { class: "num right", role: "cell" }, fmt(s.columns[n][i])))));
     }
     pad.replaceChildren(...made);
@@ -45,17 +50,17 @@ export const render = surface((root, send) => {
   function header() {
     const cell = (name, text) => el("button", { class: s.by === name ? "sorted" : "", role: "columnheader", "aria-sort": s.by === name ? (s.down ? "descending" : "ascending") : "none",
       onclick: () => { s.down = s.by === name ? !s.down : name !== "feature"; s.by = name; header(); arrange(); } }, text + (s.by === name ? (s.down ? " ↓" : " ↑") : ""));
-    head.replaceChildren(cell("feature", "feature"), cell("status", "status"), ...s.names.map((n) => cell(n, n.replaceAll("_", " "))));
-    card.style.setProperty("--cols", `76px 104px repeat(${s.names.length}, minmax(84px, 1fr))`);
+    head.replaceChildren(cell("feature", "feature"), ...(s.judged ? [cell("status", "status")] : []), ...s.names.map((n) => cell(n, n.replaceAll("_", " "))));
+    card.style.setProperty("--cols", `76px ${s.judged ? "104px " : ""}repeat(${s.names.length}, minmax(84px, ${s.judged ? "1fr" : "170px"}))`);
     card.style.setProperty("--least", `${200 + 92 * s.names.length}px`);
   }
   function summary() {
-    const line = (title, of) => el("div", { class: "line sum" }, el("b", {}, title), el("span", {}), s.names.map((n) => el("span", { class: "num right" }, fmt(of(s.columns[n])))));
+    const line = (title, of) => el("div", { class: "line sum" }, el("b", {}, title), s.judged && el("span", {}), s.names.map((n) => el("span", { class: "num right" }, fmt(of(s.columns[n])))));
     const known = (v) => Array.from(v).filter((x) => !Number.isNaN(x));
     const over = (f) => (v) => { const k = known(v); return k.length ? f(k) : NaN; };
     sums.replaceChildren(line("mean", over((k) => k.reduce((a, b) => a + b, 0) / k.length)), line("min", over((k) => k.reduce((a, b) => Math.min(a, b)))), line("max", over((k) => k.reduce((a, b) => Math.max(a, b)))));
     const unknown = Object.fromEntries(s.names.map((n) => [n, s.columns[n].reduce((count, v) => count + Number.isNaN(v), 0)]));
-    if (Object.values(unknown).some(Boolean)) sums.append(el("div", { class: "line sum unknown" }, el("b", {}, "NaN"), el("span", {}), s.names.map((n) => el("span", { class: "num right" }, String(unknown[n])))));
+    if (Object.values(unknown).some(Boolean)) sums.append(el("div", { class: "line sum unknown" }, el("b", {}, "NaN"), s.judged && el("span", {}), s.names.map((n) => el("span", { class: "num right" }, String(unknown[n])))));
     const tally = {};
     for (const word of s.statuses) tally[word] = (tally[word] || 0) + 1;
     counts.replaceChildren(...["winner", "contender", "dead", "unknown"].filter((w) => tally[w]).map((w) => el("span", { class: `chip ${w}` }, `${tally[w]} ${w}`)));
@@ -63,16 +68,18 @@ export const render = surface((root, send) => {
   return (frame) => {
     if (frame.kind === "theme") return;
     if (frame.kind === "feature") { s.chosen = frame.feature; rows(); return; }
-    if (frame.problem) { saying(root, frame.problem); return; }
-    const names = Object.keys(frame.arrays), fresh = names.join() !== s.names.join();
+    if (frame.problem) { saying(root, frame.problem, frame.action, send); return; }
+    const names = Object.keys(frame.arrays), judged = frame.statuses.some((word) => word !== "-"), fresh = names.join() !== s.names.join() || judged !== s.judged;
+    s.judged = judged; find.placeholder = judged ? "filter: 12, dead, win_rate>0.05" : `filter: 12, ${names[0]}>0.5`;
     s.names = names; s.columns = Object.fromEntries(names.map((n) => [n, frame.arrays[n].data]));
     s.statuses = frame.statuses; s.chosen = frame.feature;
     if (!names.includes(s.by) && s.by !== "status") s.by = "feature";
     if (card.parentNode !== root) root.replaceChildren(card);
-    if (layer.children.length !== frame.layers.length) layer.replaceChildren(...frame.layers.map((l) => el("option", { value: l }, l)));
+    if ([...layer.options].map((o) => o.value).join() !== frame.layers.join()) layer.replaceChildren(...frame.layers.map((l) => el("option", { value: l }, l)));
     layer.value = frame.layer;
     lost.hidden = !frame.lost.length; lost.textContent = frame.lost.join("\n");
     if (fresh) header();
-    arrange(); summary();
+    summary(); arrange();
+    if (fresh) { stretch(); edge(); rows(); }
   };
 });

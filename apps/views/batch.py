@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import panel as pn
 
+from apps.pictures import columns_of, sheets
 from apps.surfaces import Grid
+from apps.views.options import Options
+from apps.views.view import said
 from tracer.errors import RewindError
 
 if TYPE_CHECKING:
@@ -17,15 +20,20 @@ if TYPE_CHECKING:
     from apps.views.view import Host
 
 
-def batch_frame(run: Recorded, k: int) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+SIZES: Final = ("fit", "28", "42", "56", "84")
+"""How large a picture is drawn, in pixels; `fit`: all of the batch in sight, where it can be."""
+
+
+def batch_frame(run: Recorded, k: int, sample: int = 0) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
     """The frame of step `k`'s batch: header and arrays; a header with `problem` where it cannot be shown."""
     try:
         batch = run.batch(k)
     except RewindError as error:
-        return {"problem": str(error)}, {}
+        return {"problem": said(error, run)}, {}
     header: dict[str, Any] = {"size": batch.size, "labels": batch.labels, "text": batch.text}
     header["note"] = batch.note
     if batch.images is None:
+        header["sheets"] = [vars(sheet) for sheet in sheets(batch.value, sample)]
         return header, {}
     values = {n: v for n, v in run.per_sample(k).items() if len(v) == len(batch.images)}
     return header, {"images": batch.images, **{n: v.astype(np.float32) for n, v in values.items()}}
@@ -36,16 +44,19 @@ class BatchView:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._sample = 0
+        self._sample, self._pictured = 0, False
+        self._options = Options(host, "batch", sort="position", size="fit")
         self._grid = Grid(self._heard)
         self.root = pn.Column(self._grid, sizing_mode="stretch_width")
 
     def show(self) -> None:
         """Paint the batch."""
-        header, arrays = batch_frame(self._host.run, self._host.selection.step)
+        header, arrays = batch_frame(self._host.run, self._host.selection.step, self._sample)
+        self._pictured = bool(arrays)
         if arrays:
-            header["winners"] = self._winners()
-        self._grid.send(header, arrays)
+            header |= {"winners": self._winners(), "sort": self._options["sort"], "sizes": SIZES}
+            header["shown_size"] = self._options["size"]
+        self._grid.send({**header, "sample": self._sample}, arrays)
 
     def restyle(self) -> None:
         """Labels have the page's colour."""
@@ -55,7 +66,8 @@ class BatchView:
         """Labels and values per sample; the pictures too where the format holds them."""
         header, arrays = batch_frame(self._host.run, self._host.selection.step)
         if not arrays:
-            return {}
+            value = self._host.run.batch(self._host.selection.step).value if "sheets" in header else None
+            return columns_of(value)
         labels = {} if header["labels"] is None else {"label": np.array(header["labels"])}
         return {"position": np.arange(header["size"]), **labels, **arrays}
 
@@ -65,9 +77,18 @@ class BatchView:
         except RewindError:
             return []
 
+    def _chosen(self) -> None:
+        """Another sample is looked at."""
+        if self._pictured:
+            self._grid.tell({"kind": "winners", "winners": self._winners()})
+        else:
+            self.show()
+
     def _heard(self, message: dict[str, Any]) -> None:
         if message.get("do") == "sample" and isinstance(message.get("sample"), int):
-            self._sample = message["sample"]
-            self._grid.tell({"kind": "winners", "winners": self._winners()})
+            self._sample = max(0, message["sample"])
+            self._chosen()
+        elif message.get("do") == "set":
+            self._options.set(message.get("name"), message.get("value"))
         elif message.get("do") == "feature":
             self._host.choose(feature=message.get("feature"))

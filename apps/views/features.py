@@ -12,6 +12,7 @@ import panel as pn
 
 from analysis.trajectories import status
 from apps.surfaces import Table
+from apps.views.view import rerun_action, said
 from tracer.errors import RewindError
 
 if TYPE_CHECKING:
@@ -26,12 +27,12 @@ def feature_frame(run: Recorded, layer: str, k: int) -> tuple[dict[str, Any], di
     try:
         columns = run.features(layer, k)
     except RewindError as error:
-        return {"problem": str(error)}, {}
+        return {"problem": said(error, run), **rerun_action(run, k)}, {}
     size = max(len(v) for v in columns.values())
     columns = {n: v for n, v in columns.items() if len(v) == size}
     words = status(columns["win_rate"]) if "win_rate" in columns else ["-"] * size
     arrays = {n: v.astype(np.float32) for n, v in columns.items()}
-    return {"layer": layer, "layers": run.layers, "statuses": words, "lost": lost(run, layer, k, columns)}, arrays
+    return {"layer": layer, "layers": run.rooms, "statuses": words, "lost": lost(run, layer, k, columns)}, arrays
 
 
 def lost(run: Recorded, layer: str, k: int, columns: dict[str, NDArray[np.float64]]) -> list[str]:
@@ -59,12 +60,13 @@ class FeaturesView:
     def show(self) -> None:
         """Paint the table, or only the chosen row where nothing else changed."""
         chosen = self._host.selection
-        place = (self._host.run, chosen.layer, chosen.step)
+        run = self._host.run
+        place = (run, chosen.layer, chosen.step, run.took(chosen.step), run.has_weights(chosen.step))
         if place == self._shown:
             self._table.tell({"kind": "feature", "feature": chosen.feature})
             return
         self._shown = place
-        header, arrays = feature_frame(self._host.run, chosen.layer, chosen.step)
+        header, arrays = feature_frame(run, chosen.layer, chosen.step)
         self._table.send({**header, "feature": chosen.feature}, arrays)
 
     def restyle(self) -> None:
@@ -88,3 +90,5 @@ class FeaturesView:
             self._host.choose(feature=message.get("feature"))
         elif message.get("do") == "layer":
             self._host.choose(layer=message.get("layer"))
+        elif message.get("do") == "rerun":
+            self._host.rerun()

@@ -15,9 +15,11 @@ from bokeh.models import ColorBar, ColumnDataSource, LinearColorMapper
 from analysis import forces
 from apps.pictures import BAD, square_side
 from apps.recorded import FORCES
-from apps.surfaces import Bar, Pictures
+from apps.surfaces import Bar, Note, Pictures
 from apps.views import figures
+from apps.views.options import Options
 from apps.views.over_steps import StepLine, sampled
+from apps.views.view import layer_control, rerun_action, said
 from tracer.errors import MissingDataError, RewindError
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ def detail_frame(run: Recorded, layer: str, k: int, feature: int) -> tuple[dict[
     try:
         found = run.force_detail(layer, k, feature)
     except RewindError as error:
-        return {"problem": str(error)}, {}
+        return {"problem": said(error, run)}, {}
     parts = {
         "weight": found.weight,
         "gradient delta (optimizer)": found.grad_delta,
@@ -97,12 +99,12 @@ def plain_detail_frame(
             return {"problem": f"there is no feature {feature}: they go from 0 to {len(gradient) - 1}"}, {}
         parts = {"weight": run.weight(run.main_weight(layer), k), "gradient": gradient, "movement": moved}
     except RewindError as error:
-        return {"problem": str(error)}, {}
+        return {"problem": said(error, run)}, {}
     rows = {name: values[feature] for name, values in parts.items()}
     pictures = [{"name": n, "norm": float(np.linalg.norm(v)), "limit": _limit(v)} for n, v in rows.items()]
     cosine = float(forces.row_cosines(gradient[feature][None], moved[feature][None])[0])
-    said = cosine_words(cosine).partition(", they")[0]  # Against the gradient is where an optimizer goes.
-    words = [(f"cosine of gradient and movement: {said}", "num")]
+    agreed = cosine_words(cosine).partition(", they")[0]  # Against the gradient is where an optimizer goes.
+    words = [(f"cosine of gradient and movement: {agreed}", "num")]
     scales = [(one["name"], one["limit"]) for one in pictures]
     frame = {"title": f"Feature {feature}, step {k}", "pictures": pictures, "scales": scales, "words": words}
     return frame, {n: pixels(v) for n, v in rows.items()}
@@ -150,16 +152,15 @@ class ForcesView:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._options: dict[str, Any] = {"by": "mask", "log": True}
-        self._chosen = False
+        self._options = Options(host, "forces", by="", log=True)
+        self._built_log = True
         self._bar = Bar(self._set)
         self._pictures = Pictures(sizing_mode="fixed", width=392)
         self._place = pn.Column(sizing_mode="stretch_width")
         self._line = StepLine(host, "SOM : gradient over all steps", "ratio", ("ratio",), log=True)
-        self.root = pn.Column(
-            self._bar, pn.Row(self._place, self._pictures, sizing_mode="stretch_width"), self._line.root
-        )
-        self.root.sizing_mode = "stretch_width"
+        self._note = Note(self._heard, visible=False)
+        self._row = pn.Row(self._place, self._pictures, sizing_mode="stretch_width")
+        self.root = pn.Column(self._bar, self._note, self._row, self._line.root, sizing_mode="stretch_width")
         self._plot: Figure | None = None
         self._source = ColumnDataSource({name: [] for name in ("x", "y", "win_rate", "feature", "gradient", "som")})
         self._scale: ColorBar | None = None
@@ -167,18 +168,17 @@ class ForcesView:
     def show(self) -> None:
         """Paint the forces of the step."""
         run, chosen = self._host.run, self._host.selection
-        if not run.has_som(chosen.layer) and not self._chosen:
-            self._options["by"] = "mask" if f"{chosen.layer}/som_magnitude" in run.capture_keys else "plain"
-        by = self._options["by"]
+        by = self._by
         pictures = plain_detail_frame if by == "plain" else detail_frame
         self._pictures.send(*pictures(run, chosen.layer, chosen.step, chosen.feature))
         try:
             data, x, y = scatter_data(run, chosen.layer, chosen.step, by, log=self._options["log"])
         except RewindError as error:
-            self._bar.send({"controls": self._controls(), "words": [(str(error), "soft")]})
+            self._say({"problem": said(error, run), **rerun_action(run, chosen.step)})
             self._source.data = {name: [] for name in self._source.data}
             return
-        if self._plot is None:
+        self._say({})
+        if self._plot is None or self._built_log != self._options["log"]:
             self._build()
         assert self._plot is not None
         assert self._scale is not None
@@ -195,6 +195,15 @@ class ForcesView:
         key = (run, chosen.layer, by)
         title = "movement : gradient over all steps" if by == "plain" else "SOM : gradient over all steps"
         self._line.show(key, lambda run, after: ratio_over_steps(run, chosen.layer, by, after), title=title, most=most)
+
+    def _say(self, empty: dict[str, Any]) -> None:
+        """Show the empty state in the place of all else, or all else; of a step run again alone there is no line."""
+        run, k = self._host.run, self._host.selection.step
+        self._note.visible, self._row.visible = bool(empty), not empty
+        self._line.root.visible = not empty and not (self._by == "plain" and run.took(k))
+        self._note.send(empty)
+        if empty:
+            self._bar.send({"controls": self._controls()})
 
     def grow(self) -> None:
         """The run on show has grown, and the line with it."""
@@ -217,18 +226,28 @@ class ForcesView:
         c = self._host.selection
         return f"from apps.recorded import Recorded\nRecorded(trace).force_detail({c.layer!r}, {c.step}, {c.feature})"
 
+    @property
+    def _by(self) -> str:
+        """By what the forces are measured: as it was set, else by what this run has."""
+        run, layer, wanted = self._host.run, self._host.selection.layer, self._options["by"]
+        if wanted in FORCES:
+            return wanted
+        return "mask" if run.has_forces(layer) else "plain"
+
     def _controls(self) -> list[dict[str, Any]]:
-        o = self._options
+        by, log, layer = self._by, self._options["log"], self._host.selection.layer
+        there = list(FORCES.items()) if self._host.run.has_forces(layer) else [(by, FORCES[by])]
         return [
-            {"name": "by", "label": "forces by", "kind": "select", "options": list(FORCES.items()), "value": o["by"]},
-            {"name": "log", "label": "log axes", "kind": "toggle", "value": o["log"]},
+            *layer_control(self._host),
+            {"name": "by", "label": "forces by", "kind": "select", "options": there, "value": by},
+            {"name": "log", "label": "log axes", "kind": "toggle", "value": log},
         ]
 
     def _words(self) -> list[tuple[str, str]]:
         run, chosen = self._host.run, self._host.selection
         lost = unseen(self._source.data, log=self._options["log"])
         last = [(lost, "unknown")] if lost else []
-        if self._options["by"] == "plain":
+        if self._by == "plain":
             return last
         ratio = forces.force_ratio(self._source.data["som"], self._source.data["gradient"])
         words = [
@@ -243,7 +262,8 @@ class ForcesView:
         return [*counted, *words, *last]
 
     def _build(self) -> None:
-        kind = "log" if self._options["log"] else "linear"
+        self._built_log = self._options["log"]
+        kind = "log" if self._built_log else "linear"
         plot = figures.chart("Forces per feature", "", "", height=540, x_axis_type=kind, y_axis_type=kind)
         plot.xaxis.formatter = plot.yaxis.formatter = figures.plain_numbers()
         mapper = LinearColorMapper("Viridis256", low=0, high=1, nan_color=UNKNOWN)
@@ -285,11 +305,12 @@ class ForcesView:
         far = sum(((v - p) / ((np.nanmax(v) - np.nanmin(v)) or 1)) ** 2 for v, p in zip((x, y), at, strict=True))
         self._host.choose(feature=int(np.nanargmin(far)))
 
+    def _heard(self, message: dict[str, Any]) -> None:
+        if message.get("do") == "rerun":
+            self._host.rerun()
+
     def _set(self, message: dict[str, Any]) -> None:
-        name, value = message.get("name"), message.get("value")
-        if name == "by" and value in FORCES:
-            self._options["by"], self._chosen = value, True
-        elif name == "log":
-            self._options["log"], self._plot = bool(value), None
-        if name in self._options:
-            self.show()
+        if message.get("name") == "layer":
+            self._host.choose(layer=message.get("value"))
+        elif message.get("do") == "set":
+            self._options.set(message.get("name"), message.get("value"))

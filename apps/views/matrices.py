@@ -10,7 +10,9 @@ import panel as pn
 from analysis.similarity import order_by_clustering, order_by_metric, stats_over_steps
 from apps.surfaces import Bar, Maps
 from apps.views import figures
+from apps.views.options import Options
 from apps.views.over_steps import StepLine, sampled
+from apps.views.view import rerun_action, said
 from tracer.errors import RewindError
 
 if TYPE_CHECKING:
@@ -104,14 +106,7 @@ class MatricesView:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._options: dict[str, Any] = {
-            "left": "",
-            "right": "",
-            "at": "",
-            "order": "index",
-            "fit": False,
-            "difference": False,
-        }
+        self._options = Options(host, "matrices", left="", right="", at="", order="index", fit=False, difference=False)
         self._bar = Bar(self._set)
         self._maps = Maps(self._heard)
         self._line = StepLine(host, "", "cosine off the diagonal", ("mean", "std", "max"))
@@ -123,18 +118,15 @@ class MatricesView:
         """Paint both matrices; large ones in colours alone, until somebody points at them."""
         run, chosen, o = self._host.run, self._host.selection, self._options
         if not run.sources:
-            self._maps.send({"problem": _NOTHING})
+            self._maps.send({"problem": _NOTHING, **rerun_action(run, chosen.step)})
             return
-        self._settle(run)
+        left, right, other = self._sides(run)
         self._bar.send({"controls": self._controls(run)})
-        other = int(o["at"]) if o["at"].isdigit() else chosen.step
         try:
             order = self._order(run, chosen.step)
-            header, arrays = matrix_pair(
-                run, (o["left"], chosen.step), (o["right"], other), order, difference=o["difference"]
-            )
+            header, arrays = matrix_pair(run, (left, chosen.step), (right, other), order, difference=o["difference"])
         except RewindError as error:
-            header, arrays = {"problem": str(error)}, {}
+            header, arrays = {"problem": said(error, run), **rerun_action(run, chosen.step)}, {}
         if o["fit"]:
             fit(header.get("maps", []), arrays)
         self._shown, self._header = arrays, {**header, "feature": chosen.feature}
@@ -143,7 +135,6 @@ class MatricesView:
             self._maps.send({**self._header, "levels": True}, as_levels(header["maps"], arrays))
         else:
             self._maps.send(self._header, arrays)
-        left = o["left"]
         title = f"{left} over all steps"
         self._line.show((run, left), lambda twin, after: over_steps(twin, left, after), title=title, most=SAMPLE)
 
@@ -167,23 +158,29 @@ class MatricesView:
     def python(self) -> str:
         """How a notebook gets the same."""
         k = self._host.selection.step
-        return f"from apps.recorded import Recorded\nRecorded(trace).cosine({self._options['left']!r}, {k})"
+        left, right, other = self._sides(self._host.run)
+        recorded = "from apps.recorded import Recorded\n\nrun = Recorded(trace)\n"
+        return f"{recorded}left, figures = run.cosine({left!r}, {k})\nright, _ = run.cosine({right!r}, {other})"
 
-    def _settle(self, run: Recorded) -> None:
-        o, sources = self._options, run.sources
-        if o["left"] not in sources:
-            o["left"] = sources[0]
-        if o["right"] not in sources:
-            o["right"] = next((s for s in sources if s.endswith("som_targets")), sources[min(1, len(sources) - 1)])
+    def _sides(self, run: Recorded) -> tuple[str, str, int]:
+        """What is on the left, what on the right, and at which step that is: as they were set, else what tells most."""
+        o, sources, step = self._options, run.sources, self._host.selection.step
+        left = o["left"] if o["left"] in sources else sources[0]
+        telling = next((s for s in sources if s.endswith("som_targets")), sources[min(1, len(sources) - 1)])
+        right = o["right"] if o["right"] in sources else telling
+        alone = run.first if len(sources) == 1 else step  # One source against itself says nothing: how it began does.
+        at = int(o["at"]) if o["at"].isdigit() and len(o["at"]) < 16 else alone
+        return left, right, min(max(at, run.first), run.last)
 
     def _controls(self, run: Recorded) -> list[dict[str, Any]]:
-        o = self._options
+        o, (left, right, at) = self._options, self._sides(run)
         sources = [(s, s) for s in run.sources]
+        shown = "" if at == self._host.selection.step and not o["at"] else str(at)
         metrics = [(f"metric:{m}", m.replace("_", " ")) for m in run.metrics_of(self._host.selection.layer)]
         return [
-            {"name": "left", "label": "left", "kind": "select", "options": sources, "value": o["left"]},
-            {"name": "right", "label": "right", "kind": "select", "options": sources, "value": o["right"]},
-            {"name": "at", "label": "right at step (empty: the same)", "kind": "number", "value": o["at"]},
+            {"name": "left", "label": "left", "kind": "select", "options": sources, "value": left},
+            {"name": "right", "label": "right", "kind": "select", "options": sources, "value": right},
+            {"name": "at", "label": "at step", "kind": "number", "value": shown, "hint": "the same"},
             {
                 "name": "order",
                 "label": "order by",
@@ -198,20 +195,20 @@ class MatricesView:
     def _order(self, run: Recorded, k: int) -> NDArray[np.int64] | None:
         how = self._options["order"]
         if how == "cluster":
-            return order_by_clustering(run.source(self._options["left"], k))
+            return order_by_clustering(run.source(self._sides(run)[0], k))
         if how.startswith("metric:"):
             return order_by_metric(run.capture(f"{self._host.selection.layer}/{how.partition(':')[2]}", k))
         return None
 
     def _set(self, message: dict[str, Any]) -> None:
-        name, value = message.get("name"), message.get("value")
-        if name in self._options:
-            self._options[name] = bool(value) if name in ("fit", "difference") else str(value)
-            self.show()
+        if message.get("do") == "set":
+            self._options.set(message.get("name"), message.get("value"))
 
     def _heard(self, message: dict[str, Any]) -> None:
         if message.get("do") == "feature":
             self._host.choose(feature=message.get("feature"))
+        elif message.get("do") == "rerun":
+            self._host.rerun()
         elif message.get("do") == "exact" and self._shown:
             self._maps.send(self._header, self._shown)
 

@@ -16,6 +16,7 @@ from bokeh.models import ColumnDataSource, CrosshairTool, Spacer, Span
 
 from apps.surfaces import Bar
 from apps.views import figures
+from apps.views.options import Options
 from apps.views.parting import Parting
 from apps.views.series import AXES, POINTS, Series, bad_data, line_data, smoothed, x_values
 from tracer.errors import RewindError
@@ -49,7 +50,7 @@ class MetricsView:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._options: dict[str, Any] = {"axis": "step", "log": False, "smooth": 0.0, "beside": ""}
+        self._options = Options(host, "metrics", axis="step", log=False, smooth=0.0, beside="")
         self._bar = Bar(self._set)
         self._parting = Parting(host)
         self._place = pn.Column(sizing_mode="stretch_width")
@@ -66,7 +67,7 @@ class MetricsView:
     def show(self) -> None:
         """Move the cursor; draw anew only where run or options changed."""
         run = self._host.run
-        wanted = (run, *self._options.values())
+        wanted = (run, *self._options.values)
         if wanted != self._built:
             self._build()
             self._built = wanted
@@ -104,16 +105,20 @@ class MetricsView:
     def _set(self, message: dict[str, Any]) -> None:
         if message.get("do") != "set":
             return
-        name, value = message.get("name"), message.get("value")
-        if name == "part":
+        name = message.get("name")
+        if name == "part" and self._options["beside"] in self._host.others():
             self._parting.ask(self._host.opened([self._options["beside"]])[0])
-        if name == "smooth":
-            value = min(0.99, max(0.0, float(value)))
         if name == "beside":
             self._parting.clear()
-        if name in self._options:
-            self._options[name] = value
-            self.show()
+        self._options.set(name, message.get("value"))
+
+    @property
+    def _axis(self) -> str:
+        return self._options["axis"] if self._options["axis"] in AXES else "step"
+
+    @property
+    def _smooth(self) -> float:
+        return min(0.99, max(0.0, self._options["smooth"]))
 
     def _beside(self) -> list[Recorded]:
         """The runs that are drawn beside the one on show."""
@@ -125,10 +130,10 @@ class MetricsView:
     def _controls(self) -> None:
         o = self._options
         controls = [
-            {"name": "axis", "label": "over", "kind": "select", "options": list(AXES.items()), "value": o["axis"]},
+            {"name": "axis", "label": "over", "kind": "select", "options": list(AXES.items()), "value": self._axis},
             {"name": "log", "label": "log scale", "kind": "toggle", "value": o["log"]},
             {"name": "smooth", "label": "smoothing", "kind": "range", "min": 0, "max": 0.99, "step": 0.01}
-            | {"value": o["smooth"]},
+            | {"value": self._smooth},
         ]
         others = self._host.others()
         if others:
@@ -166,7 +171,7 @@ class MetricsView:
     def _new_plot(self, name: str, *, log: bool) -> Figure:
         unit = {"duration": "seconds"}.get(name, "")
         shared = {"x_range": self._plots[0].x_range} if self._plots else {}
-        axis = AXES[self._options["axis"]]
+        axis = AXES[self._axis]
         return figures.chart(name.replace("_", " "), axis, unit, height=220, log=log, **shared)
 
     def _chart(self, name: str, runs: list[Recorded], link: Span) -> Figure:
@@ -180,7 +185,7 @@ class MetricsView:
         tips.attachment = "above"
         plot.add_tools(tips)
         figures.steady(plot, figures.finite_range(runs[0].scalars[name])[1])
-        if len(runs) > 1 and self._options["axis"] == "step":
+        if len(runs) > 1 and self._axis == "step":
             self._branches(plot, runs)
         self._finish(plot)
         return plot
@@ -218,7 +223,7 @@ class MetricsView:
         self._lines.append(line)
         line.source.data = self._data(line)
         hue, dash = figures.colour(i)
-        smooth, whole = self._options["smooth"], self._series(run, name)
+        smooth, whole = self._smooth, self._series(run, name)
         named = {"legend_label": label} if label else {}
         raw = plot.line("x", "y", source=line.source, color=hue, line_dash=dash, alpha=0.35 if smooth else 1.0, **named)
         if smooth:
@@ -240,10 +245,10 @@ class MetricsView:
     # -- what a line shows ---------------------------------------------------------------------------------------------
 
     def _x(self, run: Recorded) -> NDArray[np.float64]:
-        return self._once((run, self._options["axis"]), lambda: x_values(run.scalars, self._options["axis"]))
+        return self._once((run, self._axis), lambda: x_values(run.scalars, self._axis))
 
     def _series(self, run: Recorded, name: str) -> Series:
-        amount = self._options["smooth"]
+        amount = self._smooth
 
         def whole() -> Series:
             values = run.scalars[name]

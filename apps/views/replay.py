@@ -10,6 +10,7 @@ import numpy as np
 import panel as pn
 
 import replay
+from apps.pilot import Peeked
 from apps.surfaces import Replayer
 from apps.trust import check
 from tracer.errors import RewindError
@@ -108,10 +109,13 @@ class ReplayView:
         elif message.get("do") == "anyway":
             self._anyway = bool(message.get("value"))
             self._host.aside(self.close, lambda _: None)
-        elif message.get("do") == "replay" and not self._busy:
-            self._start({"back": -1, "forward": 1}.get(str(message.get("action")), 0))
+        elif message.get("do") == "replay":
+            self.start({"back": -1, "forward": 1}.get(str(message.get("action")), 0))
 
-    def _start(self, way: int) -> None:
+    def start(self, way: int = 0) -> None:
+        """Run the chosen step again, or the one before or after it; what it gives is then there for all tabs."""
+        if self._busy:
+            return
         run = self._host.run
         k = min(max(self._host.selection.step + way, run.first), run.last)
         if way:
@@ -130,11 +134,14 @@ class ReplayView:
     def _done(self, run: Recorded, found: Rerun | RewindError) -> None:
         self._busy = False
         if isinstance(found, RewindError):
+            if self._host.selection.tab != "replay":
+                self._host.choose(tab="replay")
             self._say({"problem": str(found)})
             return
-        for k, state in found.states.items():
-            run.keep(k, state)
-        self._past.append((found.verdict.step, found.verdict.kind))
+        k, verdict = found.verdict.step, found.verdict.kind
+        run.keep_rerun(k, verdict, found.states, Peeked(k, grads=found.grads, captures=found.captures))
+        self._past.append((k, verdict))
+        self._host.choose()
         self._say(rerun_frame(found))
 
 

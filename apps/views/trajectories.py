@@ -14,9 +14,11 @@ from bokeh.models import ColumnDataSource
 from analysis.metrics import downsample
 from analysis.trajectories import cosine_to_initial, pairwise
 from apps.selection import MOST_WATCHED
-from apps.surfaces import Bar, Maps
+from apps.surfaces import Bar, Maps, Note
 from apps.views import figures
+from apps.views.options import Options
 from apps.views.over_steps import spread
+from apps.views.view import layer_control, rerun_action, said
 from tracer.errors import RewindError
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ def series(
     states = run.trace.stored_states.array()
     chosen = states[spread(0, len(states) - 1, POINTS)]
     steps, rows = run.trace.weights(name, list(watched), range(int(chosen[0]), int(chosen[-1]) + 1, _stride(chosen)))
-    return steps, cosine_to_initial(rows)
+    return steps, cosine_to_initial(rows.reshape(*rows.shape[:2], -1))
 
 
 def line_data(steps: NDArray[np.int64], values: NDArray[np.float64], *, log: bool) -> dict[str, NDArray[Any]]:
@@ -66,7 +68,7 @@ def pairs_frame(run: Recorded, layer: str, k: int, watched: Sequence[int]) -> tu
     try:
         matrix = pairwise(run.weight(run.main_weight(layer), k), watched)
     except RewindError as error:
-        return {"problem": str(error)}, {}
+        return {"problem": said(error, run), **rerun_action(run, k)}, {}
     title = f"cosine between the watched, step {k}"
     shown = {"name": "pairs", "short": "cosine", "title": title, "low": -1.0, "high": 1.0, "colours": "diverging"}
     return {"maps": [shown], "order": list(watched), "side": 300}, {"pairs": matrix}
@@ -81,14 +83,15 @@ class TrajectoriesView:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._options: dict[str, Any] = {"metric": "", "log": False}
+        self._options = Options(host, "trajectories", metric="", log=False)
         self._bar = Bar(self._set)
         self._pairs = Maps(self._heard, sizing_mode="fixed", width=350)
         self._place = pn.Column(sizing_mode="stretch_width")
-        self.root = pn.Column(
-            self._bar, pn.Row(self._place, self._pairs, sizing_mode="stretch_width"), sizing_mode="stretch_width"
-        )
+        self._note = Note(self._heard, visible=False)
+        self._row = pn.Row(self._place, self._pairs, sizing_mode="stretch_width")
+        self.root = pn.Column(self._bar, self._note, self._row, sizing_mode="stretch_width")
         self._built: tuple[Any, ...] = ()
+        self._metric = ""
         self._plot: Any = None
         self._marks: Any = None
         self._cursor: Any = None
@@ -101,12 +104,12 @@ class TrajectoriesView:
         run, chosen = self._host.run, self._host.selection
         metrics = [*run.metrics_of(chosen.layer), *([INITIAL] if run.matrices else [])]
         if not metrics:
-            self._pairs.send({"problem": "This run has neither captures per feature nor stored weights."})
+            self._say({"problem": _NOTHING, **rerun_action(run, chosen.step)})
             return
-        if self._options["metric"] not in metrics:
-            self._options["metric"] = metrics[0]
+        self._say({})
+        self._metric = self._options["metric"] if self._options["metric"] in metrics else metrics[0]
         watched = self._watched(run, chosen.layer)
-        wanted = (run, chosen.layer, watched, *self._options.values())
+        wanted = (run, chosen.layer, watched, self._metric, self._options["log"])
         if wanted != self._built:
             self._built = wanted
             self._build(run, chosen.layer, watched, metrics)
@@ -121,7 +124,7 @@ class TrajectoriesView:
             self._built = ()
             return
         try:
-            steps, values = series(run, layer, self._options["metric"], watched)
+            steps, values = series(run, layer, self._metric, watched)
         except RewindError:
             self._built = ()
             return
@@ -145,16 +148,20 @@ class TrajectoriesView:
 
     def python(self) -> str:
         """How a notebook gets the same."""
-        c, metric = self._host.selection, self._options["metric"]
+        c, metric = self._host.selection, self._metric
         return (
             f'trace.sql("""select step, feature, {metric} from features where layer = \'{c.layer}\''
             f' and feature in {c.watched} order by 1, 2""").df()'
         )
 
+    def _say(self, empty: dict[str, Any]) -> None:
+        """Show the empty state in the place of all else, or all else."""
+        self._bar.visible = self._row.visible = not empty
+        self._note.visible = bool(empty)
+        self._note.send(empty)
+
     def _watched(self, run: Recorded, layer: str) -> tuple[int, ...]:
-        size = next((s[0] for k, (s, _) in run._forms.items() if k.startswith(f"{layer}/") and len(s) == 1), 10**9)
-        if not layer and run.matrices:
-            size = run._shape(run.main_weight(layer))[0]
+        size = run.size_of(layer) or 10**9
         return tuple(f for f in self._host.selection.watched if f < size) or (0,)
 
     def _build(self, run: Recorded, layer: str, watched: tuple[int, ...], metrics: list[str]) -> None:
@@ -163,15 +170,16 @@ class TrajectoriesView:
         self._lines = {}
         words = [(f"{f} died at {k}", "chip dead") for f, k in died.items()]
         controls = [
-            {"name": "metric", "label": "of", "kind": "select", "options": _named(metrics), "value": o["metric"]},
+            *layer_control(self._host),
+            {"name": "metric", "label": "show", "kind": "select", "options": _named(metrics), "value": self._metric},
             {"name": "log", "label": "log scale", "kind": "toggle", "value": o["log"]},
             {"name": "watched", "label": "watched", "kind": "text", "value": ", ".join(map(str, watched))},
         ]
         self._bar.send({"controls": controls, "words": words})
         try:
-            steps, values = series(run, layer, o["metric"], watched)
+            steps, values = series(run, layer, self._metric, watched)
         except RewindError as error:
-            self._bar.send({"controls": controls, "words": [(str(error), "soft")]})
+            self._bar.send({"controls": controls, "words": [(said(error, run), "soft")]})
             return
         self._keep(steps, values, watched)
         self._draw(steps, values, watched, died)
@@ -183,7 +191,7 @@ class TrajectoriesView:
         self, steps: NDArray[np.int64], values: NDArray[np.float64], watched: tuple[int, ...], died: dict[int, int]
     ) -> None:
         o = self._options
-        plot = figures.chart(o["metric"].replace("_", " "), "step", "", height=420, log=o["log"])
+        plot = figures.chart(self._metric.replace("_", " "), "step", "", height=420, log=o["log"])
         for i, feature in enumerate(watched):
             source = self._lines[feature] = ColumnDataSource(line_data(steps, values[:, i], log=o["log"]))
             hue, dash = figures.colour(i)
@@ -206,17 +214,26 @@ class TrajectoriesView:
 
     def _set(self, message: dict[str, Any]) -> None:
         name, value = message.get("name"), message.get("value")
-        if name == "watched":
+        if name == "layer":
+            self._host.choose(layer=value)
+        elif name == "watched":
             watched = parse_watched(str(value))
             if watched:
                 self._host.choose(watched=watched)
-        elif name in self._options:
-            self._options[name] = bool(value) if name == "log" else str(value)
-            self.show()
+        elif message.get("do") == "set":
+            self._options.set(name, value)
 
     def _heard(self, message: dict[str, Any]) -> None:
         if message.get("do") == "feature":
             self._host.choose(feature=message.get("feature"))
+        elif message.get("do") == "rerun":
+            self._host.rerun()
+
+
+_NOTHING: Final = (
+    "This run has neither captures per feature nor stored weights: tracer.capture('layer/win_rate', tensor) adds the "
+    "one, --detail full the other."
+)
 
 
 def deaths(run: Recorded, layer: str, watched: Sequence[int]) -> dict[int, int]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from apps.family import Relative
     from apps.recorded import Recorded
     from apps.selection import Selection
+    from tracer.errors import RewindError
 
 
 class Host(Protocol):
@@ -32,6 +33,9 @@ class Host(Protocol):
 
     def aside(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Work in a thread that needs nothing of the run on show; then `done(result or RewindError)`."""
+
+    def rerun(self) -> None:
+        """Run the chosen step again; what that gives is then shown."""
 
     def others(self) -> list[str]:
         """The names of the other runs."""
@@ -56,3 +60,26 @@ class View(Protocol):
 
     def restyle(self) -> None:
         """Take on the light or dark colours."""
+
+
+def said(error: RewindError, run: Recorded) -> str:
+    """An error in words, without the path of the run that is on show anyway."""
+    return str(error).removeprefix(f"{run.trace.path}: ")
+
+
+def layer_control(host: Host) -> list[dict[str, Any]]:
+    """The list of the layers and weights whose features can be looked at, for a tab's row of controls."""
+    rooms = [(name, name) for name in host.run.rooms]
+    return (
+        [{"name": "layer", "label": "of", "kind": "select", "options": rooms, "value": host.selection.layer}]
+        if rooms
+        else []
+    )
+
+
+def rerun_action(run: Recorded, k: int) -> dict[str, Any]:
+    """The button of an empty state that step `k`, run again, would fill; nothing where it cannot be, or was."""
+    if not run.replayable or run.took(k):
+        return {}
+    busy = "re-executing it; the program starts, which takes some seconds the first time …"
+    return {"action": (f"Re-execute step {k}", {"do": "rerun"}, busy)}

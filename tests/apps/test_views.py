@@ -6,18 +6,20 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from analysis.similarity import OffDiagonal
 from apps import exports, frame, normalize
 from apps.family import Relative
-from apps.pictures import as_images, shown_batch
+from apps.pictures import as_images, columns_of, sheets, shown_batch
+from apps.pilot import Peeked
 from apps.recorded import Recorded
 from apps.runs import Runs, named
 from apps.selection import History, Selection, from_query
 from apps.viewer import Viewer, facts, skyline
 from apps.views.batch import batch_frame
 from apps.views.features import feature_frame
-from apps.views.forces import cosine_words, pixels, ratio_over_steps, scatter_data, unseen
+from apps.views.forces import cosine_words, pixels, plain_detail_frame, ratio_over_steps, scatter_data, unseen
 from apps.views.matrices import as_levels, figures_of, fit, matrix_pair
 from apps.views.metrics import ALL, FAMILY
 from apps.views.over_steps import grid, sampled, spread
@@ -77,6 +79,25 @@ def test_a_url_says_what_is_chosen_and_nonsense_is_let_go():
     assert from_query("?step=-1&feature=x&tab=nothing&step=1e9&other=1", kept) == kept
 
 
+def test_what_is_set_on_a_tab_is_in_the_url_and_undone(run):
+    chosen = Selection().with_setting("metrics.log", "1").with_setting("sql.query", "select 1 & 2")
+    assert from_query(chosen.query(), Selection()) == chosen
+    assert from_query("nothing.log=1&metrics=1", Selection()).settings == ()
+    assert chosen.with_setting("metrics.log", None).with_setting("sql.query", "x" * 5000).settings == ()
+    viewer = Viewer(Runs([run.trace.path]), "tab=metrics&metrics.smooth=x&metrics.log=1&metrics.axis=nothing")
+    viewer.show()
+    view = viewer._view("metrics")
+    assert (view._smooth, view._axis, view._options["log"]) == (0.0, "step", True)
+    for name, value in [("smooth", 0.5), ("log", False), ("nothing", 1), ("part", True)]:
+        view._set({"do": "set", "name": name, "value": value})
+    assert "metrics.smooth=0.5" in viewer.selection.query()
+    assert "metrics.log" not in viewer.selection.query(), "as it is by default"
+    viewer._heard({"do": "undo"})
+    assert (view._smooth, view._options["log"]) == (0.5, True)
+    viewer._heard({"do": "undo"})
+    assert view._smooth == 0.0
+
+
 def test_undo_takes_scrubbing_as_one_change():
     history = History(Selection())
     for step in (1, 2, 3):
@@ -119,6 +140,21 @@ def test_batches_without_images_are_text(bare):
     assert not arrays
     assert "float32 [32, 5]" in header["text"]
     assert batch_frame(bare, 5)[0]["problem"].startswith("no step 5")
+
+
+def test_batches_without_images_are_tables():
+    tokens, numbers = np.arange(6).reshape(2, 3), torch.tensor([[[1.5], [2.5]], [[np.nan], [4.0]]])
+    value = {"tokens": tokens, "x": [numbers, "word"], "texts": ["abc", "d"], "y": np.array([7, 2**60])}
+    found = {one.name: one for one in sheets(value, sample=1)}
+    assert (found["tokens"].kind, found["tokens"].rows) == ("int64 [2, 3]", [[0, 1, 2], [3, 4, 5]])
+    assert (found["x.0"].samples, found["x.0"].rows[1]) == (2, [4.0])
+    assert np.isnan(found["x.0"].rows[0][0])
+    assert (found["x.1"].text, found["texts"].rows, found["y"].rows) == ("word", [["abc"], ["d"]], [["7", str(2**60)]])
+    wide = sheets(np.zeros((100, 50)))[0]
+    assert (len(wide.rows), len(wide.rows[0]), wide.note) == (64, 40, "the first 64 x 40 of 100 x 50")
+    columns = columns_of(value)
+    assert (columns["tokens.2"].tolist(), columns["y"].tolist()) == ([2, 5], [7, 2**60])
+    assert columns["x.0"].shape == (2, 2, 1)
 
 
 def test_images_of_every_kind():
@@ -191,6 +227,39 @@ def test_features(both):  # S4.4
     assert list(arrays)[:3] == ["win_rate", "grad_magnitude", "som_magnitude"]
     assert set(header["statuses"]) <= {"dead", "contender", "winner"}
     assert header["statuses"][0] == "dead"
+
+
+def test_weights_that_nothing_was_captured_of_have_a_table_too(tmp_path):
+    run, truth = recorded(tmp_path / "run", captures=False)
+    assert (run.layers, run.rooms) == ([], ["encoder.weight"])
+    header, arrays = feature_frame(run, "encoder.weight", 20)
+    assert list(arrays) == ["weight_norm", "movement", "cosine_to_initial"]
+    first, before, after = (truth.weight[k].astype(np.float64) for k in (0, 20, 21))
+    assert np.allclose(arrays["movement"], np.linalg.norm(after - before, axis=1))
+    cosines = (first * before).sum(1) / np.linalg.norm(first, axis=1) / np.linalg.norm(before, axis=1)
+    assert np.allclose(arrays["cosine_to_initial"], cosines)
+    assert set(header["statuses"]) == {"-"}
+
+
+def test_what_was_not_recorded_is_there_once_its_step_was_run_again(tmp_path):  # C3
+    run, truth = recorded(tmp_path / "run", captures=False)
+    frame, _ = plain_detail_frame(run, "encoder.weight", 5, 2)
+    assert frame["problem"] == "the gradients of step 5 were not recorded"
+    gradient = torch.rand(8, 64)
+    states = {k: {"encoder.weight": torch.as_tensor(truth.weight[k])} for k in (5, 6)}
+    run.keep_rerun(5, "diverged", states, Peeked(5, grads={"encoder.weight": gradient}))
+    assert "problem" in plain_detail_frame(run, "encoder.weight", 5, 2)[0], "what diverged is no part of the run"
+    assert ("", "diverged") in facts(run, 5)
+    run.keep_rerun(5, "verified", states, Peeked(5, grads={"encoder.weight": gradient}))
+    frame, arrays = plain_detail_frame(run, "encoder.weight", 5, 2)
+    assert np.array_equal(arrays["gradient"].ravel(), gradient[2].numpy())
+    assert ("", "verified") in facts(run, 5)
+
+
+def test_convolutions_have_rows(tmp_path):
+    run, _ = recorded(tmp_path / "run", captures=False, steps=2)
+    run._again[0] = {"encoder.weight": torch.arange(24.0).reshape(2, 3, 2, 2)}
+    assert np.array_equal(run.weight("encoder.weight", 0), np.arange(24.0).reshape(2, 12))
 
 
 def test_forces(both):  # S4.5
