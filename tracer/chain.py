@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tracer import manifest, segments
+from tracer import known_tail, manifest, segments
 from tracer.arrays import Arrays
 from tracer.errors import MissingDataError, StepError
 from tracer.open_segment import OpenSegment
@@ -64,6 +64,7 @@ class Chain:
             self.sealed |= {key: SealedSegment(self.path, key, self.arrays) for key in fresh}
             self.sealed = dict(sorted(self.sealed.items()))
             self.open = {key: segment for key, segment in self.open.items() if key not in self.sealed}
+            known_tail.forget_removed()
             changed = True
         facts = manifest.read(self.path)
         changed |= facts != self.manifest

@@ -112,7 +112,7 @@ class Index:
             seen = (
                 self._chain.manifest,
                 tuple(self._chain.sealed),
-                tuple((key, len(segment.records)) for key, segment in self._chain.open.items()),
+                tuple((key, segment.count) for key, segment in self._chain.open.items()),
                 tuple(addenda.files(self._chain.path)),
                 addenda.arrays_changed(self._chain.path),
             )

@@ -114,7 +114,7 @@ def _steps(path: Path) -> int:
     last = next((step for key in reversed(commits) if (step := _last_step(read_commit(commits[key]))) >= 0), -1)
     for key, tail in tails.items():
         if key not in commits:
-            steps = (record.header["step"] for record in read_tail(tail) if record.kind == "step")
+            steps = (record.step for record in read_tail(tail) if record.kind == "step" and record.step is not None)
             last = max(last, *steps, -1)
     return last + 1
 

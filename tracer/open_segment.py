@@ -5,19 +5,15 @@ Room: tracer. May touch: reads the tail it is given.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
+from tracer import known_tail
 from tracer.errors import DamageError, NotATraceError
-from tracer.packing import PackedLayout
 from tracer.ranges import Ranges
 from tracer.segments import Variant
-from tracer.tail import Record, TailReader
-
-_log = logging.getLogger("rewind")
 
 if TYPE_CHECKING:
     from collections.abc import Container
@@ -25,8 +21,11 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
+    from tracer.known_tail import Forms, View
+    from tracer.packing import PackedLayout
     from tracer.segments import Key
     from tracer.tables import Columns
+    from tracer.tail import Record
 
 
 class OpenSegment:
@@ -36,98 +35,55 @@ class OpenSegment:
         """Open the tail at `path`. Raise FileNotFoundError where it has been sealed meanwhile."""
         self.session, self.sequence = key
         self.path = path
-        self.begin: dict[str, Any] = {}
-        self.records: list[Record] = []
-        self.damage: DamageError | NotATraceError | None = None
-        self.layouts: dict[int, PackedLayout] = {}
-        self.layout_headers: dict[int, dict[str, Any]] = {}
-        self.samples: dict[str, list[Record]] = {}
-        self.step_records: dict[int, Record] = {}
-        self.state_records: dict[int, Record] = {}
-        self.grad_records: dict[int, Record] = {}
-        self.frames: dict[int, Record] = {}
-        self.fingerprints: dict[int, str] = {}
-        self._blobs: dict[str, Record] = {}
+        self._tail = known_tail.at(path)
+        self._view = known_tail.NOTHING
         self._tables: dict[str, tuple[int, list[pa.Table]]] = {}
-        self._known: dict[str, tuple[int, Ranges]] = {}
-        self._reader = TailReader(path)
-        self._captures: dict[str, dict[tuple, list[int]]] = {}
-        self.close_record: dict[str, Any] | None = None
-        self.rolled = False
+        self._variants: tuple[View, dict[str, tuple[Variant, ...]]] | None = None
 
     def refresh(self) -> bool:
         """Take in new whole records; return whether there were any. Damage is kept in `damage`, not raised."""
-        before = len(self.records)
-        if self.damage is None:
-            try:
-                for record in self._reader.new_records():
-                    self._take(record)
-            except (DamageError, NotATraceError) as error:
-                self.damage = error
-                _log.warning("%s; what follows there cannot be read", error)
-        return len(self.records) > before
+        before, self._view = self._view, self._tail.look()
+        return self._view.count > before.count
+
+    @property
+    def begin(self) -> dict[str, Any]:
+        """The header of the first record; empty where that is not whole."""
+        return self._tail.begin if self._view.count else {}
+
+    @property
+    def records(self) -> list[Record]:
+        """All whole records, in order."""
+        return self._tail.records[: self._view.count]
+
+    @property
+    def count(self) -> int:
+        """How many whole records there are."""
+        return self._view.count
+
+    @property
+    def damage(self) -> DamageError | NotATraceError | None:
+        """What ended the reading."""
+        return self._view.damage
 
     @property
     def closed(self) -> bool:
         """Whether the session ended here, by its own word."""
-        return self.close_record is not None
+        return self._view.closed
+
+    @property
+    def close_record(self) -> dict[str, Any] | None:
+        """The header of the record that ended the session."""
+        record = self._tail.close_record if self._view.closed else None
+        return record.header if record is not None else None
 
     @property
     def torn_bytes(self) -> int:
         """Bytes behind the last whole record."""
-        return self._reader.torn_bytes
+        return self._view.torn_bytes
 
     def close(self) -> None:
-        """Close the file."""
-        self._reader.close()
-
-    def _take(self, record: Record) -> None:
-        self.records.append(record)
-        take = getattr(self, f"_take_{record.kind}", None)
-        if take is not None:
-            take(record)
-
-    def _take_begin(self, record: Record) -> None:
-        self.begin = record.header
-
-    def _take_layout(self, record: Record) -> None:
-        self.layouts[record.header["layout"]] = PackedLayout.of(record.header)
-        self.layout_headers[record.header["layout"]] = record.header
-
-    def _take_samples(self, record: Record) -> None:
-        self.samples.setdefault(record.header["pool"], []).append(record)
-
-    def _take_blob(self, record: Record) -> None:
-        self._blobs[record.header["blob"]] = record
-
-    def _take_keyframe(self, record: Record) -> None:
-        self.frames[record.header["step"]] = record
-
-    def _take_state(self, record: Record) -> None:
-        step = record.header["step"]
-        self.fingerprints[step] = record.header["fingerprint"]
-        self.state_records[step] = record
-
-    def _take_step(self, record: Record) -> None:
-        header = record.header
-        step = header["step"]
-        self.step_records[step] = record
-        self.fingerprints[step + 1] = header["fingerprint"]
-        names = {s.name for s in record.sections}
-        if "weights" in names:
-            self.state_records[step + 1] = record
-        if "grads" in names:
-            self.grad_records[step] = record
-        for capture in header["captures"]:
-            dims = tuple(capture["dims"]) if capture.get("dims") is not None else None
-            form = (capture["dtype"], tuple(capture["shape"]), dims)
-            self._captures.setdefault(capture["key"], {}).setdefault(form, []).append(step)
-
-    def _take_close(self, record: Record) -> None:
-        self.close_record = record.header
-
-    def _take_roll(self, record: Record) -> None:
-        self.rolled = True
+        """Let go of the file; others may be reading it still."""
+        known_tail.forget_removed()
 
     @property
     def first_step(self) -> int:
@@ -137,52 +93,77 @@ class OpenSegment:
     @property
     def steps(self) -> Ranges:
         """The steps that were recorded."""
-        return self._ranges("steps", self.step_records)
+        return self._view.steps
 
     @property
     def states(self) -> Ranges:
         """The states whose weights are stored."""
-        return self._ranges("states", self.state_records)
+        return self._view.states
 
     @property
     def grad_steps(self) -> Ranges:
         """The steps whose gradients are stored."""
-        return self._ranges("grads", self.grad_records)
+        return self._view.grad_steps
 
-    def _ranges(self, name: str, numbers: dict[int, Record]) -> Ranges:
-        if self._known.get(name, (-1,))[0] != len(numbers):
-            self._known[name] = (len(numbers), Ranges.of(numbers))
-        return self._known[name][1]
+    @property
+    def state_records(self) -> dict[int, Record]:
+        """The records with weights, by state."""
+        return {k: self._tail.state_records[k] for k in self.states}
+
+    @property
+    def grad_records(self) -> dict[int, Record]:
+        """The records with gradients, by step."""
+        return {k: self._tail.grad_records[k] for k in self.grad_steps}
 
     @property
     def keyframes(self) -> tuple[int, ...]:
         """The states of which there are keyframes."""
-        return tuple(self.frames)
+        return self._view.keyframes
+
+    def _forms(self) -> Forms:
+        return self._tail.forms.upto(self._tail.records, self._view.count)
+
+    @property
+    def layouts(self) -> dict[int, PackedLayout]:
+        """How states are packed, by number. Raise DamageError."""
+        return self._forms().layouts
+
+    @property
+    def samples(self) -> dict[str, list[Record]]:
+        """The records of samples by pool. Raise DamageError."""
+        return {pool: list(records) for pool, records in self._forms().samples.items()}
 
     @property
     def captures(self) -> dict[str, tuple[Variant, ...]]:
-        """The captures by key, in each form that they came in."""
-        return {
-            key: tuple(Variant(*form, steps=Ranges.of(steps)) for form, steps in forms.items())
-            for key, forms in self._captures.items()
-        }
+        """The captures by key, in each form that they came in. Raise DamageError."""
+        if self._variants is None or self._variants[0] is not self._view:
+            found = {
+                key: tuple(v for v in (self._variant(form, runs.now()) for form, runs in forms.items()) if v.steps.runs)
+                for key, forms in list(self._forms().captures.items())
+            }
+            self._variants = (self._view, {key: forms for key, forms in found.items() if forms})
+        return self._variants[1]
+
+    def _variant(self, form: tuple, steps: Ranges) -> Variant:
+        """Without the steps that came to the tail after we last looked."""
+        return Variant(*form, steps=steps.upto(self.steps.runs[-1][1]) if self.steps.runs else Ranges())
 
     def header(self, step: int) -> dict[str, Any]:
         """The header of the step's record."""
-        return self.step_records[step].header
+        return self._tail.step_records[step].header
 
     def piece(self, step: int, name: str) -> bytes:
         """A section that replay needs."""
-        return self.step_records[step].read(name)
+        return self._tail.step_records[step].read(name)
 
     @property
     def fingerprinted(self) -> Container[int]:
         """The states whose fingerprints are known."""
-        return self.fingerprints
+        return self._tail.print_records
 
     def layout_of(self, state: int) -> PackedLayout:
         """How a stored state is packed."""
-        return self.layouts[self.state_records[state].header["layout"]]
+        return self.layouts[self._tail.state_records[state].header["layout"]]
 
     def last_alike(self, state: int) -> int:
         """The state itself: a tail may have any layout at any record."""
@@ -190,11 +171,11 @@ class OpenSegment:
 
     def fingerprint(self, state: int) -> str:
         """The fingerprint of a state, in hex."""
-        return self.fingerprints[state]
+        return str(self._tail.print_records[state].header["fingerprint"])
 
     def words(self, state: int) -> tuple[PackedLayout, np.ndarray]:
         """A packed state, as words."""
-        record = self.state_records[state]
+        record = self._tail.state_records[state]
         layout = self.layouts[record.header["layout"]]
         data = record.read("weights")
         # Their section has no sum of its own: the hashes of the tensors prove it.
@@ -214,7 +195,7 @@ class OpenSegment:
 
     def grads(self, step: int) -> tuple[PackedLayout, np.ndarray]:
         """The gradients of a step, as words."""
-        record = self.grad_records[step]
+        record = self._tail.grad_records[step]
         layout = self.layouts[record.header["layout"]]
         return layout, np.frombuffer(record.read("grads"), layout.dtype)
 
@@ -222,27 +203,27 @@ class OpenSegment:
         """The bytes of a capture at `steps`: uint8 [steps, bytes]."""
         rows = []
         for step in steps:
-            record = self.step_records[int(step)]
+            record = self._tail.step_records[int(step)]
             place = next(i for i, c in enumerate(record.header["captures"]) if c["key"] == key)
             rows.append(np.frombuffer(record.read(f"capture{place}"), np.uint8))
         return np.stack(rows)
 
     def keyframe(self, state: int) -> tuple[Any, list[int], bytes]:
         """A keyframe: its tree, the sizes of its buffers, their bytes."""
-        record = self.frames[state]
+        record = self._tail.frames[state]
         return record.header["tree"], record.header["buffers"], record.read("data")
 
     def blob(self, digest: str) -> bytes:
         """A content-addressed blob."""
-        return self._blobs[digest].read("data")
+        return self._forms().blobs[digest].read("data")
 
     def table(self, name: str, columns: Columns) -> pa.Table:
         """Table `name` of `tables.QUERIED`, grown by what is new."""
         from tracer import tables  # noqa: PLC0415 -- reading tensors needs no Arrow
 
         seen, parts = self._tables.get(name, (0, []))
-        if seen < len(self.records) or not parts:
+        if seen < self.count or not parts:
             parts = [*parts, tables.QUERIED[name](self.records[seen:], self.session, columns)]
             parts = [tables.concat(parts)] if len(parts) > 8 else parts
-            self._tables[name] = (len(self.records), parts)
+            self._tables[name] = (self.count, parts)
         return tables.concat(parts)

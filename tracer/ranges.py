@@ -67,6 +67,16 @@ class Ranges:
         """
         return self.runs[bisect_right(self.runs, (number, float("inf"))) - 1][1]
 
+    def upto(self, last: int) -> Ranges:
+        """The members that are at most `last`.
+
+        >>> Ranges.of([1, 2, 3, 7]).upto(2)
+        Ranges(runs=((1, 2),))
+        """
+        if not self.runs or self.runs[-1][1] <= last:
+            return self
+        return Ranges(tuple((a, min(b, last)) for a, b in self.runs if a <= last))
+
     @cached_property
     def _before(self) -> list[int]:
         """How many members there are before each run."""
@@ -106,3 +116,35 @@ class Ranges:
         if not self.runs:
             return np.empty(0, np.int64)
         return np.concatenate([np.arange(a, b + 1, dtype=np.int64) for a, b in self.runs])
+
+
+class GrowingRanges:
+    """A set that numbers are added to, mostly the next one."""
+
+    def __init__(self) -> None:
+        """Nothing is in it yet."""
+        self._runs: list[tuple[int, int]] = []
+        self._now: Ranges | None = Ranges()
+
+    def add(self, number: int) -> None:
+        """Put `number` in.
+
+        >>> found = GrowingRanges()
+        >>> for number in (3, 4, 9, 4, 5):
+        ...     found.add(number)
+        >>> found.now()
+        Ranges(runs=((3, 5), (9, 9)))
+        """
+        self._now = None
+        if not self._runs or number > self._runs[-1][1] + 1:
+            self._runs.append((number, number))
+        elif number == self._runs[-1][1] + 1:
+            self._runs[-1] = (self._runs[-1][0], number)
+        elif number < self._runs[-1][0]:
+            self._runs = list(Ranges.merged([*self._runs, (number, number)]).runs)
+
+    def now(self) -> Ranges:
+        """What is in it now."""
+        if self._now is None:
+            self._now = Ranges(tuple(self._runs))
+        return self._now

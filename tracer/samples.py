@@ -6,6 +6,7 @@ Room: tracer. May touch: reads the trace through the chain it is given.
 from __future__ import annotations
 
 import threading
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,15 +24,21 @@ class Samples:
     def __init__(self, chain: Chain) -> None:
         """Of the trace whose segments are `chain`."""
         self._chain = chain
-        self._open: dict[str, list[Record]] = {}
+        self._tails = list(chain.open.values())
         self._cache: dict[int, np.ndarray] = {}
         self._unread = iter(list(chain.sealed.values()))
         self._runs: dict[str, list[tuple[int, int]]] = {}
         self._arrays: dict[str, str] = {}
         self._lock = threading.Lock()
-        for segment in chain.open.values():
+
+    @cached_property
+    def _open(self) -> dict[str, list[Record]]:
+        """The records of samples that lie in tails, by pool."""
+        found: dict[str, list[Record]] = {}
+        for segment in self._tails:
             for pool, records in segment.samples.items():
-                self._open.setdefault(pool, []).extend(records)
+                found.setdefault(pool, []).extend(records)
+        return found
 
     @property
     def counts(self) -> dict[str, int]:

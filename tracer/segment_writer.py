@@ -272,7 +272,7 @@ class SegmentWriter:
         return found
 
     def _fingerprints(self) -> tuple[tuple[int, int], ...]:
-        known = self._segment.fingerprints
+        known = {k: self._segment.fingerprint(k) for k in self._segment.fingerprinted}
         if known:
             states = sorted(known)
             rows = self._rows(states)

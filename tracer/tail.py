@@ -22,9 +22,10 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import struct
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,15 @@ _PREFIX = struct.Struct("<IQIQ")
 _SUMS = struct.Struct("<IQ")
 _LENGTHS = struct.Struct("<IQ")
 _IOV_MAX = 1000
+_NEAR, _FAR = 4 << 10, 256 << 10
+"""So many bytes are read at once where headers are far apart, and where they are near."""
+_START = re.compile(rb'\{"kind":"(\w+)"(?:,"step":(\d+))?[,}]')
+"""How a header begins that we wrote; JSON's strings have no bare quotes, so nothing else looks like it."""
+_NUMBERED = (b"step", b"state", b"keyframe")
+_LAST = b',"sections":['
+_SECTIONS = re.compile(rb',"sections":\[(?:\["[\w.]+",\d+,(?:null|"\w+")\],?)*\]\}\Z')
+"""How it ends: the last brace closes the header, so these are its own sections."""
+_NAMES = re.compile(r'\["([\w.]+)"')
 _encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, ensure_ascii=False).encode
 
 Buffer = bytes | bytearray | memoryview
@@ -55,19 +65,59 @@ class Section:
     offset: int
 
 
-@dataclass(frozen=True)
 class Record:
-    """A record of a tail: its header, where its sections lie, and the open file that holds them."""
+    """A record of a tail: its header, where its sections lie, and the open file that holds them.
 
-    path: Path
-    header: dict[str, Any]
-    sections: tuple[Section, ...]
-    end: int
-    source: OpenFile | None = None
+    The header is proven when the record is found, and taken apart when it is asked for anything else than `kind`, `step`
+    and the names of its sections: who opens a run that goes on would otherwise wait for thousands of them.
+    """
+
+    __slots__ = ("_body", "_head", "_parsed", "_source", "end", "kind", "names", "path", "step")
+
+    def __init__(self, path: Path, head: bytes, body: int, nbytes: int, source: OpenFile | None) -> None:
+        """`head` is its header as it was written, `body` and `nbytes` where what follows it lies. Raise DamageError."""
+        self.path = path
+        self.end = body + nbytes
+        self._head, self._body, self._source = head, body, source
+        self._parsed: tuple[dict[str, Any], tuple[Section, ...]] | None = None
+        start, rest = _START.match(head), _SECTIONS.search(head, max(0, head.rfind(_LAST)))
+        if start is None or rest is None or (start[2] is None and start[1] in _NUMBERED):
+            # As another writer may have it: in any order.
+            header, sections = self._apart()
+            self.kind, self.step = _named(header)
+            self.names = frozenset(s.name for s in sections)
+        else:
+            self.kind, self.step = start[1].decode(), int(start[2]) if start[2] is not None else None
+            self.names = frozenset(_NAMES.findall(rest[0].decode()))
+
+    def _apart(self) -> tuple[dict[str, Any], tuple[Section, ...]]:
+        head = self._head  # first: another thread may just be done with it
+        if self._parsed is None:
+            try:
+                header = json.loads(head)
+                place, sections = self._body, []
+                for name, nbytes, check in header.pop("sections"):
+                    sections.append(Section(name, nbytes, check, place))
+                    place += nbytes
+                if place != self.end or any(s.nbytes < 0 for s in sections) or "kind" not in header:
+                    raise ValueError("its sections are not its body, or it is of no kind")
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+                raise DamageError(
+                    f"{self.path}: the record at byte {self._body} is damaged: {error!r}", path=self.path
+                ) from None
+            self._parsed = header, tuple(sections)
+            self._head = b""
+        return self._parsed
 
     @property
-    def kind(self) -> str:
-        return str(self.header["kind"])
+    def header(self) -> dict[str, Any]:
+        """All that was written of it. Raise DamageError."""
+        return self._apart()[0]
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """The runs of bytes in its body, in order. Raise DamageError."""
+        return self._apart()[1]
 
     def read(self, name: str) -> bytes:
         """Return the bytes of section `name`; raise DamageError if they are not those that were written.
@@ -87,11 +137,16 @@ class Record:
         return data
 
     def _bytes(self, section: Section) -> bytes:
-        if self.source is not None:
-            return os.pread(self.source.fd, section.nbytes, section.offset)
+        if self._source is not None:
+            return os.pread(self._source.fd, section.nbytes, section.offset)
         with open(self.path, "rb") as file:
             file.seek(section.offset)
             return file.read(section.nbytes)
+
+
+def _named(header: dict[str, Any]) -> tuple[str, int | None]:
+    step = header.get("step")
+    return str(header["kind"]), step if type(step) is int else None
 
 
 class TailWriter:
@@ -212,8 +267,7 @@ def read_tail(path: Path, offset: int = 0) -> Iterator[Record]:
     written, NotATraceError where the file is no tail.
     """
     file = OpenFile(path)
-    for record in _records(path, file, offset, file.size):
-        yield replace(record, source=None)
+    yield from _records(path, file, None, offset, file.size)
 
 
 class OpenFile:
@@ -238,14 +292,12 @@ class TailReader:
         self.path = path
         self._file = OpenFile(path)
         self._offset = self._seen = 0
-        self.last_kind: str | None = None
 
     def new_records(self) -> Iterator[Record]:
         """Yield the records that became whole since the last call. Raise DamageError, NotATraceError as `read_tail`."""
         self._seen = self._file.size
-        for record in _records(self.path, self._file, self._offset, self._seen):
+        for record in _records(self.path, self._file, self._file, self._offset, self._seen):
             self._offset = record.end
-            self.last_kind = record.kind
             yield record
 
     @property
@@ -253,12 +305,35 @@ class TailReader:
         """How many bytes followed the last whole record when it was last read."""
         return self._seen - self._offset
 
+    def stat(self) -> os.stat_result:
+        """What the open file is, wherever its name points by now."""
+        return os.fstat(self._file.fd)
+
     def close(self) -> None:
         """Close the file; records read before can be read no more."""
         self._file.close()
 
 
-def _records(path: Path, file: OpenFile, offset: int, size: int) -> Iterator[Record]:
+class _Window:
+    """A stretch of a file in memory: headers that lie near one another are read together."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._start, self._data, self._ahead = 0, b"", _NEAR
+
+    def read(self, offset: int, size: int) -> bytes:
+        """The bytes from `offset` on; fewer where the file ends."""
+        place = offset - self._start
+        if not 0 <= place <= place + size <= len(self._data):
+            near = 0 <= place <= len(self._data)
+            self._ahead = min(4 * self._ahead, _FAR) if near else _NEAR
+            self._start, self._data = offset, os.pread(self._fd, max(size, self._ahead), offset)
+            place = 0
+        return self._data[place : place + size]
+
+
+def _records(path: Path, file: OpenFile, source: OpenFile | None, offset: int, size: int) -> Iterator[Record]:
+    """The whole records of `file` between `offset` and `size`; they read their sections from `source`, or open `path`."""
     fd = file.fd
     if offset == 0:
         if size < len(MAGIC):
@@ -268,41 +343,32 @@ def _records(path: Path, file: OpenFile, offset: int, size: int) -> Iterator[Rec
                 return  # as below
             raise NotATraceError(f"{path}: not a tail of a Rewind trace", path=path)
         offset = len(MAGIC)
-    while (found := _header(path, fd, offset, size)) is not None:
-        head, body = found
-        record = _record(path, head, body, file)
-        if record.end > size:
+    window = _Window(fd)
+    while (found := _header(path, window, offset, size)) is not None:
+        head, body, nbytes = found
+        if body + nbytes > size:
             return
-        offset = record.end
-        yield record
+        offset = body + nbytes
+        yield Record(path, head, body, nbytes, source)
 
 
-def _header(path: Path, fd: int, offset: int, size: int) -> tuple[bytes, int] | None:
-    """Return the header at byte `offset` and where its body begins; None at the end, torn or not."""
+def _header(path: Path, window: _Window, offset: int, size: int) -> tuple[bytes, int, int] | None:
+    """Return the header at byte `offset`, where its body begins and its length; None at the end, torn or not."""
     start = offset + _PREFIX.size
     if start > size:
         return None
-    prefix = os.pread(fd, _PREFIX.size, offset)
-    head_len, _, lengths_sum, check = _PREFIX.unpack(prefix)
-    if not any(prefix) and not any(os.pread(fd, size - offset, offset)):
+    prefix = window.read(offset, _PREFIX.size)
+    if not any(prefix) and not any(window.read(offset, size - offset)):
         return None  # a power cut leaves zeros where bytes had not reached the disk
-    whole = _sum_of(prefix[: _LENGTHS.size]) == lengths_sum
+    whole = len(prefix) == _PREFIX.size and _sum_of(prefix[: _LENGTHS.size]) == _PREFIX.unpack(prefix)[2]
+    head_len, nbytes, _, check = _PREFIX.unpack(prefix) if whole else (0, 0, 0, 0)
     if whole and start + head_len > size:
         return None
-    head = os.pread(fd, head_len, start) if whole else b""
+    head = window.read(start, head_len) if whole else b""
     if not whole or xxhash.xxh3_64_intdigest(head) != check:
         raise DamageError(f"{path}: the record at byte {offset} is damaged", path=path)
-    return head, start + head_len
+    return head, start + head_len, nbytes
 
 
 def _sum_of(lengths: bytes) -> int:
     return xxhash.xxh3_64_intdigest(lengths) & 0xFFFFFFFF
-
-
-def _record(path: Path, head: bytes, body: int, source: OpenFile) -> Record:
-    header = json.loads(head)
-    sections = []
-    for name, nbytes, check in header.pop("sections"):
-        sections.append(Section(name, nbytes, check, body))
-        body += nbytes
-    return Record(path, header, tuple(sections), body, source)
