@@ -181,7 +181,9 @@ class Forms:
         try:
             self._note(record)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DamageError(f"{record.path}: a {record.kind} record is damaged: {error!r}", path=record.path) from None
+            raise DamageError(
+                f"{record.path}: a {record.kind} record is damaged: {error!r}", path=record.path
+            ) from None
 
     def _note(self, record: Record) -> None:
         if record.kind == "layout":

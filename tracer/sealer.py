@@ -1,8 +1,9 @@
 """The sealer: turns the tails of a trace into segments; `python -m tracer.sealer TRACE --session S` beside a recording.
 
-That process is started with the recording, at low priority, and loads no torch. It seals each tail file that has been
-rolled; when its standard input ends (the recording is over, or its process was killed) it seals what is left, notes in
-trace.json how the session ended where nobody else did, builds index.duckdb, and ends.
+That process is started with the recording and loads no torch. It works at low priority, at more where it falls behind.
+It seals each tail file that has been rolled; when its standard input ends (the recording is over, or its process was
+killed) it seals what is left, notes in trace.json how the session ended where nobody else did, builds index.duckdb, and
+ends.
 Room: tracer. May touch: the trace it is given.
 """
 
@@ -17,10 +18,12 @@ import signal
 import socket
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from importlib.abc import MetaPathFinder
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from numcodecs import blosc
 
@@ -34,7 +37,7 @@ from tracer.store import write_group
 from tracer.tail import MAGIC
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from tracer.manifest import SessionFacts
     from tracer.segments import Key
@@ -43,6 +46,8 @@ _POLL_SECONDS = 0.3
 _UNNAMED = re.compile(r"\..+\.\d+")
 _SILENT_SECONDS = 120.0
 _INDEX_EVERY = 64
+_NICE = (15, 10, 5, 0)
+"""How much the sealer yields to others where 1, 2, 3 or more tails wait."""
 
 
 def seal(path: str | Path, session: int | None = None) -> list[str]:
@@ -96,9 +101,10 @@ def _finish(path: Path, session: int | None) -> list[str]:
 class TailSealer:
     """Seals the tails of one trace, one after the other; it remembers what it knows of the segments before."""
 
-    def __init__(self, path: Path) -> None:
-        """Of the trace at `path`; nothing is read yet."""
+    def __init__(self, path: Path, run: Callable[[int, Callable[[], list[str]]], list[str]] | None = None) -> None:
+        """Of the trace at `path`; nothing is read yet. `run` does what seals one tail; it is told how many wait."""
         self._path = path
+        self._run = run or (lambda waiting, act: act())
         self._columns = {name: tables.Columns(schema.names) for name, schema in tables.SCHEMAS.items()}
         self._known: set[Key] = set()
 
@@ -108,12 +114,12 @@ class TailSealer:
         Return what was done, a line each. Raise OSError where the disk refuses, TraceError.
         """
         tails = segments.list_tails(self._path)
+        rolled = {key: (key[0], key[1] + 1) in tails for key in sorted(tails)}
+        chosen = [key for key in rolled if session in (None, key[0]) and (rolled[key] or not rolled_only)]
         done = []
-        for key in sorted(tails):
-            rolled = (key[0], key[1] + 1) in tails
-            if session in (None, key[0]) and (rolled or not rolled_only):
-                self._learn()
-                done += self._seal_one(key, tails[key], rolled=rolled)
+        for place, key in enumerate(chosen):
+            self._learn()
+            done += self._run(len(chosen) - place, partial(self._seal_one, key, tails[key], rolled=rolled[key]))
         return done
 
     def _learn(self) -> None:
@@ -189,17 +195,17 @@ def _translated(path: Path) -> Iterator[None]:
 def watch(path: Path, session: int) -> int:
     """Seal what is rolled until standard input ends, then the rest. Return the exit code."""
     parent = os.getppid()
-    sealer = TailSealer(path)
+    sealer = TailSealer(path, _paced)
     indexed = 0
     said = ""
     while not _over(parent):
         try:
             with _lock(path):
                 sealer.seal(session, rolled_only=True)
-                indexed = _index_again(path, indexed)
+                indexed = at_niceness(_NICE[0], partial(_index_again, path, indexed))
         except (OSError, RewindError) as error:
             # What was begun is begun anew: part of it may have been written.
-            sealer = TailSealer(path)
+            sealer = TailSealer(path, _paced)
             if str(error) != said:
                 said = str(error)
                 _say(f"sealing {path} failed, it is tried again: {said}")
@@ -210,6 +216,17 @@ def watch(path: Path, session: int) -> int:
         _say(str(error))
         return 1
     return 0
+
+
+def _paced(waiting: int, act: Callable[[], list[str]]) -> list[str]:
+    """The more tails wait, the less it yields: each is read in full by who opens the run, and takes up the disk twice."""
+    return at_niceness(_NICE[min(waiting, len(_NICE)) - 1], act)
+
+
+def at_niceness(nice: int, act: Callable[[], Any]) -> Any:
+    """Do `act` in a thread of its own, so much nicer than this one: on Linux a thread can yield more, but not less again."""
+    with ThreadPoolExecutor(1, initializer=os.nice, initargs=(nice,)) as pool:
+        return pool.submit(act).result()
 
 
 def _index_again(path: Path, indexed: int) -> int:
@@ -248,7 +265,6 @@ def main(arguments: list[str]) -> int:
     for name in ("SIGINT", "SIGTERM", "SIGHUP"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
     sys.meta_path.insert(0, _WithoutPandas())
-    os.nice(15)
     blosc.use_threads = False
     return watch(Path(arguments[0]), int(arguments[2]))
 

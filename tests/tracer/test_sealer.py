@@ -18,7 +18,7 @@ from tracer import addenda, manifest, segments
 from tracer.errors import UsageError, WriteError
 from tracer.process import started
 from tracer.repair import repair
-from tracer.sealer import TailSealer, seal
+from tracer.sealer import TailSealer, _paced, seal
 from tracer.trace import open_trace
 
 ROOT = Path(__file__).parents[2]
@@ -341,3 +341,21 @@ def test_states_of_many_kinds_of_words(tmp_path):
             assert before[k]["w"].reshape(-1).view(torch.uint8).numpy().tobytes() == data
     facts = json.loads((path / "tensors.zarr" / "params.1" / "zarr.json").read_text())
     assert facts["data_type"] == "uint64"
+
+
+def niceness() -> int:
+    return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+
+def test_it_yields_less_the_more_tails_wait(tmp_path):
+    make_trace(tmp_path / "t", steps=160, inputs=8, features=4, roll=32, seal=False)
+    base, waited, found = niceness(), [], []
+
+    def paced(waiting, act):
+        waited.append(waiting)
+        return _paced(waiting, lambda: (found.append(niceness() - base), act())[1])
+
+    assert len(TailSealer(tmp_path / "t", paced).seal(0, rolled_only=True)) == 5
+    assert waited == [5, 4, 3, 2, 1]
+    assert found == [min(nice, 19 - base) for nice in (0, 0, 5, 10, 15)]
+    assert niceness() == base
