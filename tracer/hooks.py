@@ -97,13 +97,14 @@ def watch_forward(events: Events, wants: Callable[[torch.nn.Module], bool]) -> C
 
     `wants` is asked at every module's call, `events` told in the thread that trains, where gradients are on.
     """
-    thread = threading.get_ident()
+    thread, forks = threading.get_ident(), _Forks.count
 
     def forward(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        # A data worker that was forked off has the hook, too: it may call modules, as transforms.
         if (
             wants(module)
             and torch.is_grad_enabled()
-            and threading.get_ident() == thread
+            and (_Forks.count, threading.get_ident()) == (forks, thread)
             and not torch.compiler.is_compiling()
         ):
             events.forward(module, args, {})

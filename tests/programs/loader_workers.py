@@ -1,4 +1,4 @@
-"""A DataLoader with two workers, started anew at every epoch; the augmentation runs in them."""
+"""A DataLoader with two workers, started anew at every epoch; the augmentation, a module as in torchvision, runs in them."""
 
 import random
 
@@ -8,15 +8,21 @@ from torch.utils.data import DataLoader, Dataset
 from weights_digest import print_final
 
 
+class Jitter(nn.Module):
+    def forward(self, x):
+        return x * random.uniform(0.9, 1.1) + 0.01 * torch.randn(6)
+
+
 class Noisy(Dataset):
     def __init__(self, size):
+        self.jitter = Jitter()
         self.inputs = torch.linspace(-1, 1, size * 6).reshape(size, 6)
 
     def __len__(self):
         return len(self.inputs)
 
     def __getitem__(self, index):
-        x = self.inputs[index] * random.uniform(0.9, 1.1) + 0.01 * torch.randn(6)
+        x = self.jitter(self.inputs[index])
         return x, x.sum().unsqueeze(0)
 
 
