@@ -101,11 +101,6 @@ def _between(refs: list[tuple[int, int]], first: int, last: int) -> None:
         _between(refs, half, last)
 
 
-def leaves(refs: tuple[tuple[int, int], ...]) -> frozenset[int]:
-    """The rows that no other is predicted from: they may be slow to read, since none is read for another's sake."""
-    return frozenset(range(len(refs))) - {r for pair in refs for r in pair}
-
-
 def needed(refs: Mapping[int, Sequence[int]], wanted: Iterable[int]) -> dict[int, int]:
     """The rows that `wanted` are decoded from, and themselves: {row: depth}; a row needs only rows of less depth.
 

@@ -142,7 +142,6 @@ class SegmentWriter:
 
     def _encode(self, array: ZarrArray, states: list[int], rows: np.ndarray, refs: tuple[tuple[int, int], ...]) -> None:
         """Row by row; each is read once, and what is in its order is kept while rows around are predicted from it."""
-        leaves = codecs.leaves(refs)
         words: dict[int, np.ndarray] = {}
         ordered: dict[int, np.ndarray] = {}
 
@@ -163,8 +162,7 @@ class SegmentWriter:
             stored = read(i)
             if a != codecs.ITSELF:
                 stored = codecs.encode(order(i), order(a), order(b) if b != codecs.ITSELF else None)
-            # What others are predicted from is read for their sake too: it is kept quick.
-            array.put_row(int(rows[i]), stored, fast=i not in leaves, small=a != codecs.ITSELF)
+            array.put_row(int(rows[i]), stored, fast=True)
 
     def _is_whole(self, state: int) -> bool:
         try:

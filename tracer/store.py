@@ -25,15 +25,15 @@ from typing import TYPE_CHECKING, Any
 import google_crc32c
 import numpy as np
 import xxhash
-from numcodecs import blosc
 
+from tracer.blosc_frame import compress
 from tracer.errors import DamageError, MissingDataError
 from tracer.kept import Kept
 from tracer.segments import write_atomically
 from tracer.shard import NOWHERE, Coords, Shard, inflate, room_for
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
 _SUM = "sum"
 """The attribute that proves the rest of zarr.json."""
@@ -262,7 +262,7 @@ class ZarrArray:
                 self._copy(out, places, inside, (number, *rest), first)
         return out
 
-    def words(self, rows: Collection[int], first: int, last: int) -> np.ndarray:
+    def words(self, rows: Sequence[int], first: int, last: int) -> np.ndarray:
         """Words `first` to `last` of `rows` of a [rows, words] array whose chunks are one row high: the hot path.
 
         Return [rows, words], each row contiguous. Raise MissingDataError where a row was never written, DamageError.
@@ -273,28 +273,25 @@ class ZarrArray:
         out = np.empty((len(rows), (end - begin) * width), self.spec.dtype)
         if begin == end:
             return out
-        height = self.spec.shard[0]
-        place = 0
-        for number, some in groupby(rows, lambda row: row // height):
-            shard = self._shard((number, 0))
-            for row in some:
-                data = shard.run(row % height, begin, end) if shard is not None else None
-                if data is None:
-                    shard, data = self._later(number, row, begin, end)
-                line = out[place]
-                for i, frame in enumerate(data):
-                    inflate(frame, line[i * width : (i + 1) * width], self.path, row)
-                place += 1
+        self._read_lines(rows, begin, end, out)
         skip = first - begin * width
         return out[:, skip : skip + last - first]
 
-    def _later(self, number: int, row: int, begin: int, end: int) -> tuple[Shard, list[bytes]]:
-        """Look for a row in shard `number` as it is now: it may have been replaced by one with more rows."""
-        shard = self._shard((number, 0), fresh=True)
-        data = shard.run(row % self.spec.shard[0], begin, end) if shard is not None else None
-        if shard is None or data is None:
-            raise MissingDataError(f"{self.path}: row {row} was never written", path=self.path)
-        return shard, data
+    def _read_lines(self, rows: Sequence[int], begin: int, end: int, out: np.ndarray) -> None:
+        """Read the chunks `begin` to `end` of each of `rows` into the lines of `out`."""
+        height, place = self.spec.shard[0], 0
+        for number, some in groupby(rows, lambda row: row // height):
+            inside = [row - number * height for row in some]
+            for fresh in (False, True):
+                # The shard may have been replaced by one with more rows since it was opened.
+                shard = self._shard((number, 0), fresh=fresh)
+                count = shard.read_rows(inside, begin, end, out[place:]) if shard is not None else 0
+                inside, place = inside[count:], place + count
+                if not inside:
+                    break
+            else:
+                row = inside[0] + number * height
+                raise MissingDataError(f"{self.path}: row {row} was never written", path=self.path)
 
     def _pieces(self, first: int, last: int) -> Iterator[Coords]:
         spec = self.spec
@@ -356,15 +353,15 @@ class ZarrArray:
             missing = np.zeros(size - len(piece), piece.dtype)
             self.put((number,), np.concatenate([piece, missing]) if len(missing) else piece)
 
-    def put_row(self, row: int, words: np.ndarray, *, fast: bool = False, small: bool = False) -> None:
-        """Put one row of a [rows, words] array whose chunks are one row high: the hot path. `small` as in `compress`."""
+    def put_row(self, row: int, words: np.ndarray, *, fast: bool = False) -> None:
+        """Put one row of a [rows, words] array whose chunks are one row high: the hot path."""
         width, height = self.spec.chunk[1], self.spec.shard[0]
         chunks = self._pending.setdefault((row // height, 0), {})
         for number, start in enumerate(range(0, len(words), width)):
             piece = words[start : start + width]
             if len(piece) < width:
                 piece = np.concatenate([piece, np.zeros(width - len(piece), piece.dtype)])
-            chunks[row % height, number] = compress(piece, fast=fast, small=small)
+            chunks[row % height, number] = compress(piece, fast=fast)
 
     def put_rows(self, rows: np.ndarray, values: np.ndarray, *, fast: bool = False) -> None:
         """Put `rows`, ascending: `values` [n, *row shape]; a smaller row shape leaves the rest as it was, or `fill`."""
@@ -396,7 +393,7 @@ class ZarrArray:
         if data is None:
             return self.chunk(coords)
         out = np.empty(self.spec.chunk, self.spec.dtype)
-        blosc.decompress(data, out)
+        inflate(data, out, self.path, coords[0])
         return out
 
     def grow(self, shape: tuple[int, ...], attributes: dict[str, Any] | None = None) -> None:
@@ -424,17 +421,6 @@ class ZarrArray:
             self._write(self._file_of(where), b"".join(body))
             self._shards.drop((self.path, where))
         self._pending = {}
-
-
-def compress(values: np.ndarray, typesize: int = 0, *, fast: bool = False, small: bool = False) -> bytes:
-    """Blosc: zstd, or lz4 where `fast`; shuffled by bits, or by bytes where `small`. A frame says itself how it was made.
-
-    `typesize`: bytes of one number, where it is not that of `values`. `small`: numbers most of whose high bytes are 0,
-    which bytes serve as well as bits, and faster.
-    """
-    shuffle = blosc.SHUFFLE if small else blosc.BITSHUFFLE
-    cname, level = (b"lz4", 5) if fast else (b"zstd", 1)
-    return blosc.compress(np.ascontiguousarray(values), cname, level, shuffle, 0, typesize or values.itemsize)
 
 
 def create_array(path: Path, spec: ArraySpec, write: Write = write_atomically, **kept: Kept | None) -> ZarrArray:
