@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from apps.exports import Exports
 from apps.family import relatives
+from apps.lookout import Lookout
 from apps.pulse import Pulse
 from apps.recorded import Recorded
 from apps.steering import Steering
@@ -49,6 +50,8 @@ class Runs:
         self.exports = Exports()
         self.twins = Twins()
         """What the pages' threads read."""
+        self.lookout = Lookout()
+        """What stands out in them, for the pages."""
         self.steering = Steering()
         """What the JSON API holds: until it says otherwise, or this process ends."""
         self.hands = Steering()
@@ -114,6 +117,7 @@ class Runs:
         """Close all; live runs that only this app holds go on."""
         self.steering.close()
         self.hands.close()
+        self.lookout.close()
         self.twins.close()
         for run in self._open.values():
             run.trace.close()

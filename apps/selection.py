@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 from urllib.parse import parse_qs, urlencode
 
-TABS: Final = ("batch", "features", "forces", "matrices", "trajectories", "metrics", "replay", "sql")
+TABS: Final = ("overview", "batch", "features", "forces", "matrices", "trajectories", "metrics", "replay", "sql")
 MOST_WATCHED: Final = 12
 _LONGEST: Final = 2000
 """Characters of one setting; what is longer is no link that one shares."""
@@ -25,7 +25,7 @@ class Selection:
     run: str = ""
     step: int = 0
     feature: int = 0
-    tab: str = "batch"
+    tab: str = "overview"
     layer: str = ""
     watched: tuple[int, ...] = (0, 1, 2, 3)
     settings: tuple[tuple[str, str], ...] = ()

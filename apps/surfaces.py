@@ -79,6 +79,13 @@ class Shell(Surface):
     _stylesheets = _styles("shell", "strip")
 
 
+class Overview(Surface):
+    """The first look at a run."""
+
+    _esm = _script("overview")
+    _stylesheets = _styles("overview")
+
+
 class Grid(Surface):
     """The images of a batch."""
 

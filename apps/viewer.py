@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from apps.family import Relative
+    from apps.lookout import Found
     from apps.recorded import Recorded
     from apps.runs import Runs
     from apps.views.view import View
@@ -44,6 +45,7 @@ class Viewer:
         self._runs = runs
         runs.look()
         self.dark = False
+        self.room = 800
         name = from_query(query, Selection()).run
         self.run: Recorded = runs.open(name) if name in runs.names else runs.open(runs.names[0])
         runs.pulse(self.run).look(now=True)
@@ -220,6 +222,7 @@ class Viewer:
             "export": lambda m: self._on_export(str(m.get("form"))),
             "theme": lambda m: self._on_theme(bool(m.get("dark"))),
             "follow": lambda _: self._on_follow(),
+            "room": self._on_room,
             "painted": lambda m: self.following.painted(m.get("push")),
             "seen": lambda m: self.following.seen(bool(m.get("visible"))),
         }
@@ -228,6 +231,11 @@ class Viewer:
     def _on_ready(self, message: dict[str, Any]) -> None:
         self._on_theme(bool(message.get("dark")))
         self.following.ready()
+        self._on_room(message)
+
+    def _on_room(self, message: dict[str, Any]) -> None:
+        height = message.get("height")
+        self.room = int(height) if isinstance(height, int | float) and 0 < height < 1e5 else self.room
         self.show()
 
     def _on_step(self, message: dict[str, Any]) -> None:
@@ -287,6 +295,21 @@ class Viewer:
         """Run `work(run)` in this page's thread, on the run opened once more; then `done(result or RewindError)`."""
         run, generation = self.run, self.following.pulse.generation
         self.aside(lambda: self._runs.twins.work(run, generation, work), done)
+
+    @property
+    def live(self) -> bool:
+        """Whether the run on show goes on."""
+        return self.following.pulse.live
+
+    def look(self, done: Callable[[Found], None]) -> None:
+        """Look into the run in a thread; then `done(what was found)` in the page's turn, perhaps more than once."""
+        run = self.run
+
+        def told(found: Found) -> None:
+            if not self._closed:
+                self._turn(lambda: done(found) if run is self.run else None)
+
+        self._runs.lookout.look(run, told)
 
     def rerun(self) -> None:
         """Run the chosen step again; what that gives is then shown."""

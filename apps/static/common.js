@@ -123,7 +123,7 @@ function surface(start) {
       const data = event && event.data !== undefined ? event.data : event;
       paint(data instanceof ArrayBuffer || ArrayBuffer.isView(data) ? unpack(data) : data);
     });
-    queueMicrotask(() => send({ do: "ready", query: location.search, dark: document.documentElement.dataset.rwTheme === "dark" }));
+    queueMicrotask(() => send({ do: "ready", query: location.search, height: innerHeight, dark: document.documentElement.dataset.rwTheme === "dark" }));
     return root;
   };
 }

@@ -6,7 +6,7 @@ export const render = surface((root, send) => {
   const note = el("span", { class: "soft", role: "status", "aria-live": "polite" });
   const schema = el("div", { class: "card", style: "max-height:560px;overflow:auto" });
   const result = el("div", { style: "overflow:auto;max-height:420px;margin-top:10px" });
-  const s = { examples: {}, rows: [], columns: [], by: null, down: false };
+  const s = { examples: {}, rows: [], columns: [], by: null, down: false, given: "" };
   root.append(el("div", { style: "display:grid;grid-template-columns:minmax(0,1fr) 260px;gap:12px;align-items:start" },
     el("div", { class: "card" }, text, el("div", { class: "row", style: "margin-top:8px" }, run, el("label", {}, "ask", example), note), result), schema));
   text.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); ask(); } });
@@ -29,7 +29,11 @@ export const render = surface((root, send) => {
     if (frame.examples) {
       s.examples = frame.examples;
       example.replaceChildren(el("option", { value: "" }, "an example …"), ...Object.keys(frame.examples).map((k) => el("option", { value: k }, k)));
-      if (!text.value) text.value = frame.first;
+    }
+    if (frame.query) {
+      // What somebody has begun to type stays; what the page itself has put there goes.
+      if (!frame.unasked || text.value === s.given) text.value = frame.query;
+      s.given = frame.query; note.textContent = "running …";
     }
     if (frame.problem) { note.textContent = ""; result.replaceChildren(el("div", { class: "problem" }, frame.problem)); return; }
     if (frame.columns) {

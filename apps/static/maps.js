@@ -2,28 +2,33 @@
 export const render = surface((root, send) => {
   let last = null, spot = null;
   const read = el("div", { class: "num", role: "status", style: "min-height:20px;margin-top:6px" });
-  const box = el("div", { style: "display:grid;gap:14px;grid-template-columns:repeat(auto-fit,minmax(min(100%,340px),1fr))" });
-  const card = el("div", { class: "card" }, box, read);
+  const box = el("div", { style: "display:flex;gap:18px 28px;flex-wrap:wrap;justify-content:space-evenly" });
+  const card = el("div", { class: "card", style: "margin-bottom:12px" }, box, read);
   let panes = [];
   function build() {
     panes = last.maps.map((m) => ({ map: m, canvas: el("canvas", { role: "img", "aria-label": m.title, style: "cursor:crosshair" }), under: el("div") }));
-    box.replaceChildren(...panes.map((p) => el("div", { style: "min-width:0" }, el("h2", {}, p.map.title), p.canvas, p.under)));
+    box.replaceChildren(...panes.map((p) => el("div", {}, el("h2", {}, p.map.title), p.canvas, p.under)));
     for (const p of panes) {
       p.canvas.onpointermove = (event) => { spot = place(p, event); draw(); };
       p.canvas.onpointerleave = () => { spot = null; draw(); };
       p.canvas.onclick = (event) => { const at = place(p, event); if (at) send({ do: "feature", feature: last.order ? last.order[at[0]] : at[0] }); };
     }
   }
-  const square = (p) => Math.max(120, Math.min(p.canvas.parentNode.clientWidth || 420, last.side || 540));
+  // As large as the window lets all of them be seen side by side, with what stands under them.
+  const square = () => {
+    const count = panes.length, wide = (card.clientWidth || 860) - 30, each = (wide - 28 * (count - 1)) / count;
+    const high = innerHeight - (box.getBoundingClientRect().top + scrollY) - 175;
+    return Math.floor(Math.max(140, Math.min(last.side || 760, each < 250 ? wide : each, last.side || Math.max(300, high))));
+  };
   function place(p, event) {
-    const [h, w] = last.arrays[p.map.name].shape, side = square(p);
+    const [h, w] = last.arrays[p.map.name].shape, side = square();
     const at = [Math.floor(event.offsetY / (side * Math.min(1, h / w)) * h), Math.floor(event.offsetX / (side * Math.min(1, w / h)) * w)];
     return at[0] >= 0 && at[1] >= 0 && at[0] < h && at[1] < w ? at : null;
   }
   const label = (i) => last.order ? last.order[i] : i;
   function draw() {
     for (const p of panes) {
-      const [h, w] = last.arrays[p.map.name].shape, side = square(p);
+      const [h, w] = last.arrays[p.map.name].shape, side = square();
       const width = side * Math.min(1, w / h), height = side * Math.min(1, h / w), c = sized(p.canvas, width, height);
       c.imageSmoothingEnabled = false; c.drawImage(p.image, 0, 0, width, height);
       const chosen = last.order ? last.order.indexOf(last.feature) : last.feature;
@@ -45,7 +50,9 @@ export const render = surface((root, send) => {
     }).join("   ") : "Point at a cell to read it; a click chooses its row.";
     read.className = spot ? "num" : "soft";
   }
-  new ResizeObserver(() => last && draw()).observe(box);
+  new ResizeObserver(() => last && draw()).observe(card);
+  const resized = () => (root.isConnected ? last && draw() : removeEventListener("resize", resized));
+  addEventListener("resize", resized);
   return (frame) => {
     if (frame.kind === "theme") { if (last) draw(); return; }
     if (frame.problem) { last = null; saying(root, frame.problem, frame.action, send); return; }

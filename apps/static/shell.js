@@ -1,10 +1,24 @@
 // The frame of the page: run, facts of the step, scrubber, tabs, keys. One request is in flight; the newest step wins.
 const KEYS = [
   ["← / →", "one step back / forward"], ["Shift + ← / →", "100 steps back / forward"], ["Home / End", "first / last step"],
-  ["Space", "play or stop"], ["r", "play the other way"], ["1 … 8", "tabs"], ["u / Shift + u", "undo / redo a change of view"],
+  ["Space", "play or stop"], ["r", "play the other way"], ["0 … 8", "tabs, from the overview to SQL"], ["u / Shift + u", "undo / redo a change of view"],
   ["t", "light or dark"], ["g", "type a step number"], ["l", "jump to live: go along with a run that goes on"],
   ["p", "pause or resume a run that goes on"], ["n", "one step of a paused run"], ["Shift + drag on the track", "choose a range to loop; Esc clears it"], ["?", "this list"],
 ];
+
+// Icons as paths on a 16 x 16 field, drawn in the colour of their button.
+const ICONS = {
+  first: "M4 3v10M12.5 3.5 7 8l5.5 4.5z", back: "M10 3.5 5.5 8l4.5 4.5", play: "M5 3.2v9.6L12.6 8z", pause: "M5.5 3.5v9M10.5 3.5v9", forth: "M6 3.5 10.5 8 6 12.5",
+  last: "M12 3v10M3.5 3.5 9 8l-5.5 4.5z", turn: "M3 5.5h9.5M10 3l2.5 2.5L10 8M13 10.5H3.5M6 8l-2.5 2.5L6 13", undo: "M6 3 3 6l3 3M3.4 6h6a3.4 3.4 0 0 1 0 7H7", redo: "M10 3l3 3-3 3M12.6 6h-6a3.4 3.4 0 0 0 0 7H9",
+  theme: "M8 2.5a5.5 5.5 0 1 0 0 11zM8 2.5a5.5 5.5 0 0 1 0 11",
+};
+const FILLED = new Set(["play", "first", "last", "theme"]);
+function icon(name) {
+  const holder = document.createElement("span");
+  holder.className = "icon";
+  holder.innerHTML = `<svg viewBox="0 0 16 16" width="16" height="16" aria-hidden="true" fill="none" stroke="currentColor" stroke-width="1.7" stroke-linecap="round" stroke-linejoin="round">${ICONS[name].split(/(?=M)/).map((d) => `<path d="${d}" fill="${FILLED.has(name) && /z/.test(d) ? "currentColor" : "none"}"/>`).join("")}</svg>`;
+  return holder;
+}
 
 export const render = surface((root, send) => {
   if (!document.getElementById("rw-css")) document.head.append(el("style", { id: "rw-css" }, CSS));
@@ -19,24 +33,24 @@ export const render = surface((root, send) => {
     onblur: () => { run.value = s.run; }, onchange: () => { if (s.runs.some(([name]) => name === run.value)) send({ do: "run", run: run.value }); run.blur(); } });
   run.setAttribute("list", "runs");
   const badge = el("span", { class: "chip" });
-  const facts = el("div", { class: "row num facts", style: "gap:4px 16px" });
-  const button = (text, label, action) => el("button", { title: label, "aria-label": label, onclick: action }, text);
-  const undo = button("↶", "undo a change of view (u)", () => send({ do: "undo" }));
-  const redo = button("↷", "redo (Shift+u)", () => send({ do: "redo" }));
+  const facts = el("div", { class: "facts" });
+  const button = (text, label, action) => el("button", { title: label, "aria-label": label, onclick: action, class: ICONS[text] ? "glyph" : "" }, ICONS[text] ? icon(text) : text);
+  const undo = button("undo", "undo a change of view (u)", () => send({ do: "undo" }));
+  const redo = button("redo", "redo (Shift+u)", () => send({ do: "redo" }));
   const python = el("button", { title: "the few lines that get what is shown in a notebook", onclick: copy }, "Copy Python");
   const save = el("select", { "aria-label": "export what is shown", title: "export what is shown", style: "width:84px", onchange: () => { keep(save.value); save.value = ""; } },
     el("option", { value: "" }, "Export"), ["csv", "json", "parquet", "npz", "png", "svg"].map((f) => el("option", { value: f }, f.toUpperCase())));
-  const theme = button("◐", "light or dark (t)", () => setTheme(!s.dark));
+  const theme = button("theme", "light or dark (t)", () => setTheme(!s.dark));
   const help = button("?", "shortcuts (?)", () => showHelp());
-  const play = button("▶", "play (space)", () => toggle(1));
+  const play = button("play", "play (space)", () => toggle(1));
   const number = el("input", { type: "number", "aria-label": "step number", class: "num", style: "width:92px", onchange: () => go(Number(number.value)) });
   const of = el("span", { class: "soft num" });
   const rate = el("select", { "aria-label": "steps per second", onchange: () => { s.rate = Number(rate.value); } },
     [1, 5, 10, 30, 60].map((r) => el("option", { value: r, selected: r === 10 }, `${r}/s`)));
-  const direction = button("⇄", "play the other way (r)", () => toggle(s.playing > 0 ? -1 : 1, true));
+  const direction = button("turn", "play the other way (r)", () => toggle(s.playing > 0 ? -1 : 1, true));
   const live = el("button", { hidden: true, class: "live-button", title: "go along with the run, at its newest step (l)", onclick: () => follow() });
   const range = el("button", { hidden: true, title: "clear the loop (Esc)", onclick: () => loop(null) });
-  const track = el("canvas", { tabIndex: 0, role: "slider", "aria-label": "step", style: "width:100%;height:54px;touch-action:none;cursor:pointer" });
+  const track = el("canvas", { tabIndex: 0, role: "slider", "aria-label": "step", style: "width:100%;height:70px;touch-action:none;cursor:pointer" });
   const legend = el("div", { class: "row soft", style: "font-size:12px;gap:14px;min-height:18px" });
   const tabs = el("div", { role: "tablist", class: "row tabs" });
   const problem = el("div", { role: "status", class: "problem", hidden: true });
@@ -45,12 +59,12 @@ export const render = surface((root, send) => {
   const strip = liveStrip(place, send);
 
   root.append(
-    el("header", { class: "row top" }, el("strong", { class: "logo" }, "Rewind"), run, names, badge, el("span", { class: "grow" }), facts,
+    el("header", { class: "row top" }, el("strong", { class: "logo" }, "Rewind"), run, names, badge, facts,
       el("span", { class: "grow" }), python, save, undo, redo, theme, help),
     el("div", { class: "card scrub" },
       el("div", { class: "row", style: "flex-wrap:nowrap" },
-        button("|‹", "first step (Home)", () => go(s.first)), button("‹", "one step back (←)", () => go(s.step - 1)), play,
-        button("›", "one step forward (→)", () => go(s.step + 1)), button("›|", "last step (End)", () => end()), live, direction, rate,
+        button("first", "first step (Home)", () => go(s.first)), button("back", "one step back (←)", () => go(s.step - 1)), play,
+        button("forth", "one step forward (→)", () => go(s.step + 1)), button("last", "last step (End)", () => end()), live, direction, rate,
         number, of, range, el("span", { class: "grow" }), legend),
       track),
     place, problem, tabs, dialog);
@@ -94,7 +108,7 @@ export const render = surface((root, send) => {
   let timer = null;
   function toggle(way = 1, keep = false) {
     s.playing = s.playing && !keep ? 0 : way;
-    play.textContent = s.playing ? "⏸" : "▶"; play.classList.toggle("on", !!s.playing);
+    play.replaceChildren(icon(s.playing ? "pause" : "play")); play.classList.toggle("on", !!s.playing);
     clearTimeout(timer);
     if (s.playing) tick();
   }
@@ -120,34 +134,52 @@ export const render = surface((root, send) => {
     const box = track.getBoundingClientRect();
     return Math.round(s.first + Math.max(0, Math.min(1, (event.clientX - box.left - 8) / (box.width - 16))) * (s.last - s.first));
   };
+  // Round step numbers, some 90 pixels apart.
+  function ticks(width) {
+    const span = Math.max(1, s.last - s.first), rough = span / Math.max(1, width / 90), size = 10 ** Math.floor(Math.log10(rough));
+    const gap = Math.max(1, [1, 2, 5, 10].map((n) => n * size).find((n) => n >= rough)), found = [];
+    for (let k = Math.ceil(s.first / gap) * gap; k <= s.last; k += gap) found.push(k);
+    return found;
+  }
+  const TOP = 6, FOOT = 52, TALL = 70;
   function draw() {
-    const width = track.clientWidth || 600, height = 54, c = sized(track, width, height);
+    const width = track.clientWidth || 600, band = FOOT - TOP, c = sized(track, width, TALL);
     track.style.width = "100%";
-    c.fillStyle = ink("track"); c.beginPath(); c.roundRect(0, 6, width, height - 12, 6); c.fill();
-    if (s.range) { c.fillStyle = ink("accent") + "33"; c.fillRect(x(s.range[0], width), 6, x(s.range[1], width) - x(s.range[0], width), height - 12); }
-    c.strokeStyle = ink("soft"); c.lineWidth = 1.2; c.beginPath();
-    let pen = false;
-    for (const [step, y] of s.loss) {
-      if (y === null) { pen = false; continue; }
-      const px = x(step, width), py = height - 12 - y * (height - 26);
-      pen ? c.lineTo(px, py) : c.moveTo(px, py); pen = true;
-    }
-    c.stroke();
+    c.fillStyle = ink("track"); c.beginPath(); c.roundRect(0, TOP, width, band, 6); c.fill();
+    if (s.range) { c.fillStyle = ink("accent") + "33"; c.fillRect(x(s.range[0], width), TOP, x(s.range[1], width) - x(s.range[0], width), band); }
     const mark = (steps, colour, top, length, wide = 1) => { c.fillStyle = colour; for (const k of steps || []) c.fillRect(x(k, width) - wide / 2, top, wide, length); };
-    if ((s.marks.epochs || []).length < 400) mark(s.marks.epochs, ink("line"), 6, height - 12);
-    mark(s.marks.keyframes, ink("accent"), height - 10, 8, 2);
-    mark(s.marks.sessions, ink("violet"), 0, height, 2);
+    if (epochs()) mark(s.marks.epochs, ink("line"), TOP, band);
+    c.font = "11px system-ui, sans-serif"; c.textBaseline = "alphabetic"; c.fillStyle = ink("soft");
+    for (const k of ticks(width)) {
+      const word = String(k), half = c.measureText(word).width / 2;
+      c.fillText(word, Math.max(0, Math.min(width - 2 * half, x(k, width) - half)), TALL - 3);
+    }
+    let run = [];
+    const height = (y) => FOOT - 5 - y * (band - 13);
+    const stroke = () => {  // the loss, and what lies under it
+      if (!run.length) return;
+      c.beginPath(); run.forEach(([px, py], i) => (i ? c.lineTo(px, py) : c.moveTo(px, py)));
+      c.strokeStyle = ink("accent"); c.lineWidth = 1.4; c.lineJoin = "round"; c.stroke();
+      c.lineTo(run.at(-1)[0], FOOT); c.lineTo(run[0][0], FOOT); c.closePath();
+      c.fillStyle = ink("accent"); c.globalAlpha = 0.13; c.fill(); c.globalAlpha = 1;
+      run = [];
+    };
+    for (const [step, y] of s.loss) { if (y === null) stroke(); else run.push([x(step, width), height(y)]); }
+    stroke();
+    mark(s.marks.keyframes, ink("soft"), FOOT - 4, 8, 2);
+    mark(s.marks.sessions, ink("violet"), 0, FOOT, 2);
     mark(s.marks.events, ink("yellow"), 0, 8, 2);
     // A branch leaves the track upwards.
     c.fillStyle = ink("green");
-    for (const k of s.marks.branches || []) { const at = x(k, width); c.fillRect(at - 1, 0, 2, height - 12); c.beginPath(); c.moveTo(at, 0); c.lineTo(at + 9, 0); c.lineTo(at, 9); c.fill(); }
+    for (const k of s.marks.branches || []) { const at = x(k, width); c.fillRect(at - 1, 0, 2, FOOT - TOP); c.beginPath(); c.moveTo(at, 0); c.lineTo(at + 9, 0); c.lineTo(at, 9); c.fill(); }
     mark(s.marks.nan, ink("red"), 0, 8, 2);
-    mark(s.marks.deaths, ink("red"), height - 8, 6, 2);
     const px = x(s.step, width);
-    c.fillStyle = ink("accent"); c.fillRect(px - 1, 0, 2, height);
-    c.beginPath(); c.arc(px, 6, 5, 0, 7); c.fill();
+    c.fillStyle = ink("ink"); c.fillRect(px - 1, TOP - 2, 2, band + 4);
+    c.beginPath(); c.arc(px, TOP, 5.5, 0, 7); c.fill();
+    c.fillStyle = ink("card"); c.beginPath(); c.arc(px, TOP, 2, 0, 7); c.fill();
     track.setAttribute("aria-valuemin", s.first); track.setAttribute("aria-valuemax", s.last); track.setAttribute("aria-valuenow", s.step);
   }
+  const epochs = () => { const count = (s.marks.epochs || []).length; return count > 1 && count < 400; };
   let drag = null;
   track.addEventListener("pointerdown", (event) => {
     track.setPointerCapture(event.pointerId);
@@ -173,7 +205,7 @@ export const render = surface((root, send) => {
       ArrowLeft: () => go(s.step - far), ArrowRight: () => go(s.step + far), Home: () => go(s.first), End: () => end(), l: () => follow(),
       " ": () => toggle(1), r: () => toggle(s.playing > 0 ? -1 : 1, true), u: () => send({ do: "undo" }), U: () => send({ do: "redo" }),
       t: () => setTheme(!s.dark), g: () => { number.focus(); number.select(); }, "?": () => showHelp(), Escape: () => loop(null),
-    }[event.key] || (/^[1-8]$/.test(event.key) ? () => s.tabs[event.key - 1] && send({ do: "tab", tab: s.tabs[event.key - 1].name }) : null);
+    }[event.key] || (/^[0-8]$/.test(event.key) ? () => s.tabs[event.key] && send({ do: "tab", tab: s.tabs[event.key].name }) : null);
     if (!act) return;
     event.preventDefault(); act();
   }
@@ -232,7 +264,7 @@ export const render = surface((root, send) => {
     const grown = frame.last !== s.last;
     if (frame.live !== s.live) s.following = frame.following;
     Object.assign(s, { first: frame.first, last: frame.last, status: frame.status, live: frame.live });
-    of.textContent = `of ${frame.first}…${frame.last}`;
+    of.textContent = frame.first ? `of ${frame.first} … ${frame.last}` : `of ${frame.last}`;
     number.min = frame.first; number.max = frame.last;
     root.dataset.last = frame.last;
     stand();
@@ -244,14 +276,18 @@ export const render = surface((root, send) => {
     if (!lost) { if (s.hinted) problem.hidden = true; s.hinted = false; return; }
     s.hint = setTimeout(() => { if (s.lost) { s.hinted = true; problem.hidden = false; problem.textContent = "No answer from the server. This page comes back by itself when `rewind app` is started again on the same traces."; } }, 6000);
   });
+  let settled = null;
+  addEventListener("resize", () => { clearTimeout(settled); settled = setTimeout(() => send({ do: "room", height: innerHeight }), 250); });
   document.addEventListener("visibilitychange", () => send({ do: "seen", visible: !document.hidden }));
   function explain(frame) {
-    const shown = [["keyframes", "accent", "keyframe"], ["nan", "red", "loss not finite"], ["sessions", "violet", "new session"], ["events", "yellow", "event"], ["branches", "green", "branch"]];
-    legend.replaceChildren(el("span", {}, "line: loss"), ...shown.filter(([name]) => (frame.marks[name] || []).length).map(([, colour, text]) =>
+    const shown = [["keyframes", "soft", "keyframe"], ["nan", "red", "loss not finite"], ["sessions", "violet", "new session"], ["events", "yellow", "event"], ["branches", "green", "branch"]];
+    const swatch = (look, text) => el("span", {}, el("span", { style: `display:inline-block;margin-right:6px;${look}` }), text);
+    legend.replaceChildren(...(frame.loss.length ? [swatch("width:14px;height:2px;vertical-align:middle;background:var(--rw-accent)", "loss")] : []),
+      ...(epochs() ? [swatch("width:1px;height:11px;background:var(--rw-soft);opacity:.5", "epoch")] : []), ...shown.filter(([name]) => (frame.marks[name] || []).length).map(([, colour, text]) =>
       el("span", {}, el("span", { style: `display:inline-block;width:3px;height:11px;margin-right:5px;background:var(--rw-${colour})` }), text)));
   }
   function outline(frame) {
-    tabs.replaceChildren(...frame.tabs.map((t, i) => el("button", { role: "tab", "data-tab": t.name, title: `${i + 1}`, onclick: () => send({ do: "tab", tab: t.name }) }, t.title)));
+    tabs.replaceChildren(...frame.tabs.map((t, i) => el("button", { role: "tab", "data-tab": t.name, title: `${i}`, onclick: () => send({ do: "tab", tab: t.name }) }, t.title)));
     document.title = `${frame.run} – Rewind`;
   }
   // The address bar follows at most five times a second: browsers refuse more in the long run.
@@ -259,7 +295,7 @@ export const render = surface((root, send) => {
   function address() { if (location.search !== `?${s.query}`) history.replaceState(null, "", `${location.pathname}?${s.query}`); }
   function show(frame) {
     for (const tab of tabs.children) { const on = tab.dataset.tab === frame.tab; tab.classList.toggle("on", on); tab.setAttribute("aria-selected", on); }
-    facts.replaceChildren(...frame.facts.map(([name, value]) => el("span", {}, el("span", { class: "soft" }, `${name} `), el("b", {}, fmt(value)))));
+    facts.replaceChildren(...frame.facts.map(([name, value]) => (name ? el("div", { style: `min-width:${{ step: String(s.last).length, epoch: 5 }[name] || 9}ch` }, el("span", { class: "soft" }, name), el("b", { class: "num" }, fmt(value))) : el("span", { class: `chip ${value}` }, value))));
     s.python = frame.python; s.tab = frame.tab; undo.disabled = !frame.undo; redo.disabled = !frame.redo;
     problem.hidden = !frame.problem; problem.textContent = frame.problem || "";
     if (!frame.push) s.following = frame.following;

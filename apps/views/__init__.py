@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from apps.views.view import Host, View
 
 TITLES: Final = {
+    "overview": "Overview",
     "batch": "Batch",
     "features": "Features",
     "forces": "Forces",

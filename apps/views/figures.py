@@ -24,6 +24,7 @@ DASHES: Final = ("solid", "dashed")
 BAD: Final = "#D1495B"
 """What is not finite."""
 _MOST_MARKS: Final = 500
+MOST_HEIGHT: Final = 900
 LIGHT: Final = {"ink": "#1a2029", "soft": "#566072", "line": "#d9dde3", "card": "#ffffff", "accent": "#1f5fd0"}
 DARK: Final = {"ink": "#e7ebf1", "soft": "#a3aebe", "line": "#323a46", "card": "#1a1f27", "accent": "#7fb0ff"}
 
@@ -86,6 +87,13 @@ def card(plot: Any, *, right: int = 0) -> pn.Column:
     return pn.Column(pane, sizing_mode="stretch_width", styles=look, margin=(0, right, 12, 0))
 
 
+def fill(plot: Figure, host: Host, *, beside: int, least: int) -> None:
+    """Make a chart as high as the window has room for, where `beside` pixels are taken by all else."""
+    height = min(MOST_HEIGHT, max(least, host.room - beside))
+    if plot.height != height:
+        plot.height = height
+
+
 def cursor(plot: Figure) -> Span:
     """The line at the chosen step."""
     # On the layer above: moving it paints nothing else anew.
@@ -113,7 +121,9 @@ def restyle(plots: Iterable[Figure], *, dark: bool) -> None:
         for legend in plot.legend:
             legend.background_fill_color, legend.background_fill_alpha = tone["card"], 0.8
             legend.label_text_color, legend.border_line_color = tone["ink"], tone["line"]
-            legend.title_text_color = tone["ink"]
+            legend.title_text_color, legend.title_text_font_style = tone["soft"], "normal"
+            legend.label_text_font_size = legend.title_text_font_size = "12px"
+            legend.border_line_alpha = 0
         for bar in plot.select(type=ColorBar):
             bar.title_text_color = bar.major_label_text_color = tone["soft"]
         for line in plot.select(type=Span):

@@ -13,6 +13,7 @@ from bokeh.events import Tap
 from bokeh.models import ColorBar, ColumnDataSource, LinearColorMapper
 
 from analysis import forces
+from apps.answers import short
 from apps.pictures import BAD, square_side
 from apps.recorded import FORCES
 from apps.surfaces import Bar, Note, Pictures
@@ -182,6 +183,7 @@ class ForcesView:
             self._build()
         assert self._plot is not None
         assert self._scale is not None
+        figures.fill(self._plot, self._host, beside=545, least=470)
         known = f"{chosen.layer}/win_rate" in run.capture_keys
         self._scale.visible = known
         self._plot.title.text = "Forces per feature" + (", coloured by win rate" if known else "")
@@ -250,9 +252,7 @@ class ForcesView:
         if self._by == "plain":
             return last
         ratio = forces.force_ratio(self._source.data["som"], self._source.data["gradient"])
-        words = [
-            (f"SOM : gradient {ratio:.3g}" if np.isfinite(ratio) else f"SOM : gradient {figures.word(ratio)}", "num")
-        ]
+        words = [(f"SOM : gradient {short(ratio)}", "num")]
         try:
             counts = forces.agreement(run.force_cosines(chosen.layer, chosen.step))
         except RewindError:

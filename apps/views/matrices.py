@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 ORDERS = {"index": "index", "cluster": "clustering"}
 SAMPLE = 150
 """So many steps at most make the line over all steps."""
+FLAT = 0.15
+"""Cosines that lie closer together than this are of one colour, where the colours span -1..1."""
+_HINT = ("nearly all alike: fit colours shows how they differ", "soft")
 LARGE = 160
 """Rows from which on a matrix goes to the page as colours, and as numbers when somebody points at it."""
 
@@ -47,7 +50,7 @@ def matrix_pair(
     for name, (source, k) in (("left", left), ("right", right)):
         matrix, stats = run.cosine(source, k)
         arrays[name] = ordered(matrix, order)
-        maps.append(_map(name, f"{source}, step {k}", figures_of(stats)))
+        maps.append(_map(name, f"{source}, step {k}", figures_of(stats)) | {"spread": stats.max - stats.min})
     if difference and arrays["left"].shape == arrays["right"].shape:
         arrays["difference"] = arrays["left"] - arrays["right"]
         maps.append(_map("difference", "left minus right", ""))
@@ -71,6 +74,11 @@ def fit(maps: list[dict[str, Any]], arrays: dict[str, NDArray[Any]]) -> None:
             one |= {"low": -float(limit), "high": float(limit)}
         else:
             one |= {"low": low, "high": high if high > low else low + 1e-9, "colours": "sequential"}
+
+
+def squeezed(header: dict[str, Any]) -> bool:
+    """Whether the colours of -1..1 show next to nothing of a matrix: all of it is of one colour."""
+    return any(one.get("spread", 2.0) < FLAT for one in header.get("maps", []))
 
 
 def as_levels(maps: list[dict[str, Any]], arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
@@ -109,7 +117,7 @@ class MatricesView:
         self._options = Options(host, "matrices", left="", right="", at="", order="index", fit=False, difference=False)
         self._bar = Bar(self._set)
         self._maps = Maps(self._heard)
-        self._line = StepLine(host, "", "cosine off the diagonal", ("mean", "std", "max"))
+        self._line = StepLine(host, "", "cosine", ("mean", "std", "max"))
         self.root = pn.Column(self._bar, self._maps, self._line.root, sizing_mode="stretch_width")
         self._shown: dict[str, NDArray[Any]] = {}
         self._header: dict[str, Any] = {}
@@ -121,12 +129,12 @@ class MatricesView:
             self._maps.send({"problem": _NOTHING, **rerun_action(run, chosen.step)})
             return
         left, right, other = self._sides(run)
-        self._bar.send({"controls": self._controls(run)})
         try:
             order = self._order(run, chosen.step)
             header, arrays = matrix_pair(run, (left, chosen.step), (right, other), order, difference=o["difference"])
         except RewindError as error:
             header, arrays = {"problem": said(error, run), **rerun_action(run, chosen.step)}, {}
+        self._bar.send({"controls": self._controls(run), "words": [_HINT] if squeezed(header) and not o["fit"] else []})
         if o["fit"]:
             fit(header.get("maps", []), arrays)
         self._shown, self._header = arrays, {**header, "feature": chosen.feature}
@@ -135,7 +143,7 @@ class MatricesView:
             self._maps.send({**self._header, "levels": True}, as_levels(header["maps"], arrays))
         else:
             self._maps.send(self._header, arrays)
-        title = f"{left} over all steps"
+        title = f"{left} off the diagonal, over all steps"
         self._line.show((run, left), lambda twin, after: over_steps(twin, left, after), title=title, most=SAMPLE)
 
     def grow(self) -> None:

@@ -75,6 +75,7 @@ class MetricsView:
             return
         x = self._x(run)
         place = int(np.searchsorted(run.scalars["step"], self._host.selection.step))
+        self._spread()
         for cursor in self._cursors:
             cursor.location = float(x[min(place, len(x) - 1)])
 
@@ -166,7 +167,14 @@ class MetricsView:
         for name in names:
             self._plots.append(self._chart(name, runs, link))
         self.restyle()
+        self._spread()
         self._place[:] = [figures.card(_in_rows(self._plots))]
+
+    def _spread(self) -> None:
+        """Give the charts what room the window has, where they are few."""
+        rows = -(-len(self._plots) // 2)
+        for plot in self._plots:
+            figures.fill(plot, self._host, beside=self._host.room - (self._host.room - 300) // rows, least=220)
 
     def _new_plot(self, name: str, *, log: bool) -> Figure:
         unit = {"duration": "seconds"}.get(name, "")
@@ -214,7 +222,9 @@ class MetricsView:
 
     def _finish(self, plot: Figure) -> None:
         if plot.legend:
-            plot.legend.click_policy, plot.legend.padding, plot.legend.spacing = "hide", 4, 2
+            plot.legend.click_policy, plot.legend.padding, plot.legend.spacing = "hide", 2, 12
+            plot.legend.orientation, plot.legend.margin = "horizontal", 0
+            plot.add_layout(plot.legend[0], "above")  # Not over the lines.
         self._cursors.append(figures.cursor(plot))
         plot.on_event(Tap, lambda event: self._tapped(event.x))
 
@@ -225,7 +235,8 @@ class MetricsView:
         hue, dash = figures.colour(i)
         smooth, whole = self._smooth, self._series(run, name)
         named = {"legend_label": label} if label else {}
-        raw = plot.line("x", "y", source=line.source, color=hue, line_dash=dash, alpha=0.35 if smooth else 1.0, **named)
+        look = {"color": hue, "line_dash": dash, "line_width": 1 if smooth else 1.5, "alpha": 0.4 if smooth else 1.0}
+        raw = plot.line("x", "y", source=line.source, **look, **named)
         if smooth:
             plot.line("x", "smooth", source=line.source, color=hue, line_width=2)
         if (np.isfinite(whole.values).sum()) == 1:

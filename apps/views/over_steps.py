@@ -67,7 +67,8 @@ class StepLine:
         self.plot.add_tools(figures.hover(*rows, mode="vline", renderers=drawn[:1]))
         if len(names) > 1:
             self.plot.legend.orientation, self.plot.legend.location = "horizontal", "top_right"
-            self.plot.legend.padding = self.plot.legend.spacing = 4
+            self.plot.legend.padding, self.plot.legend.spacing, self.plot.legend.margin = 2, 12, 0
+            self.plot.add_layout(self.plot.legend[0], "above")
         self._marks = figures.Marks(self.plot)
         self._title = title
         self._cursor = figures.cursor(self.plot)

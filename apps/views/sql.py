@@ -19,6 +19,7 @@ from analysis.metrics import downsample
 from analysis.questions import PRESETS, ask
 from apps.surfaces import Console
 from apps.views import figures
+from apps.views.options import Options
 from tracer.errors import RewindError
 from tracer.index import worded
 
@@ -108,18 +109,27 @@ class SqlView:
         self.root = pn.Column(self._console, self._place, sizing_mode="stretch_width")
         self._shown: tuple[Any, ...] = ()
         self._schema_of: Recorded | None = None
+        self._answered: Recorded | None = None
         self._answer: Answer | None = None
+        self._options = Options(host, "sql", query=FIRST)
         self._query = FIRST
+        self._wanted, self._there = FIRST, False
         self._plot: Any = None
 
     def show(self) -> None:
         """Offer the schema and the examples for what is chosen."""
         run, chosen = self._host.run, self._host.selection
         place = (run, chosen.layer, chosen.feature, chosen.step)
+        wanted = self._options["query"]
+        if self._there and wanted != self._wanted:
+            self._wanted = wanted
+            self._ask(wanted)
+        elif self._there and self._answered is not run:
+            self._ask(self._query, unasked=True)
         if place == self._shown:
             return
         self._shown = place
-        header: dict[str, Any] = {"examples": examples(chosen.layer, chosen.feature, chosen.step), "first": FIRST}
+        header: dict[str, Any] = {"examples": examples(chosen.layer, chosen.feature, chosen.step)}
         if run is not self._schema_of:
             self._schema_of, header["schema"] = run, run.trace.schema()
         self._console.send(header)
@@ -138,14 +148,21 @@ class SqlView:
 
     def _heard(self, message: dict[str, Any]) -> None:
         if message.get("do") == "ready":
-            self._shown, self._schema_of = (), None
+            self._shown, self._schema_of, self._answered, self._there = (), None, None, True
             self.show()
         elif message.get("do") == "row":
             found = {n: message.get(n) for n in ("step", "feature")}
             self._host.choose(**{n: int(v) for n, v in found.items() if isinstance(v, int | float)})
         elif message.get("do") == "sql":
-            self._query = query = str(message.get("query", ""))[:100_000]
-            self._host.later(lambda twin: answer(twin, query), self._arrived)
+            query, before = str(message.get("query", ""))[:100_000], self._wanted
+            self._options.set("query", query)
+            if self._wanted == before:  # The same once more, or one that is too long for a URL.
+                self._ask(query)
+
+    def _ask(self, query: str, *, unasked: bool = False) -> None:
+        self._query, self._answered = query, self._host.run
+        self._console.tell({"query": query, "unasked": unasked})
+        self._host.later(lambda twin: answer(twin, query), self._arrived)
 
     def _arrived(self, found: Answer | RewindError) -> None:
         if isinstance(found, RewindError):

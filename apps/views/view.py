@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from panel.viewable import Viewable
 
     from apps.family import Relative
+    from apps.lookout import Found
     from apps.recorded import Recorded
     from apps.selection import Selection
     from tracer.errors import RewindError
@@ -20,6 +21,8 @@ class Host(Protocol):
 
     run: Recorded
     dark: bool
+    room: int
+    """How high the page's window is, in pixels."""
 
     @property
     def selection(self) -> Selection:
@@ -33,6 +36,13 @@ class Host(Protocol):
 
     def aside(self, work: Callable[[], Any], done: Callable[[Any], None]) -> None:
         """Work in a thread that needs nothing of the run on show; then `done(result or RewindError)`."""
+
+    @property
+    def live(self) -> bool:
+        """Whether the run on show goes on."""
+
+    def look(self, done: Callable[[Found], None]) -> None:
+        """Look into the run in a thread; then `done(what was found)` in the page's turn, perhaps more than once."""
 
     def rerun(self) -> None:
         """Run the chosen step again; what that gives is then shown."""

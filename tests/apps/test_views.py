@@ -104,7 +104,7 @@ def test_undo_takes_scrubbing_as_one_change():
         history.go(history.now.at(step=step))
     history.go(history.now.at(tab="sql"))
     assert history.undo()
-    assert (history.now.tab, history.now.step) == ("batch", 3)
+    assert (history.now.tab, history.now.step) == ("overview", 3)
     assert history.undo()
     assert history.now.step == 0
     assert not history.undo()
@@ -423,7 +423,7 @@ def test_where_two_runs_part_is_said_and_drawn():  # B5
 # -- traces that lack things ------------------------------------------------------------
 
 
-TABS = ("batch", "features", "forces", "matrices", "trajectories", "metrics", "replay", "sql")
+TABS = ("overview", "batch", "features", "forces", "matrices", "trajectories", "metrics", "replay", "sql")
 
 
 @pytest.mark.parametrize("tab", TABS)

@@ -1,0 +1,279 @@
+"""What one asks of a run, answered from what was recorded, each with the place in the app that shows it (S4.9).
+
+An answer that the run has nothing for is left out. Nothing is re-executed.
+Room: apps. Reads the run it is given.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+from analysis import forces
+from analysis.questions import ask
+from analysis.similarity import off_diagonal_mean
+from tracer.errors import RewindError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from numpy.typing import NDArray
+
+    from analysis.finding import Finding
+    from apps.recorded import Recorded
+
+HARDEST: Final = "loss_per_sample"
+PICTURES: Final = 8
+LEADS: Final = 0.9
+"""SOM targets that are more alike than this make features alike (S4.9)."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """`go` is what is chosen by who wants to see it; `pictures` are (caption, uint8 pixels or cosines -1..1).
+
+    `parts` are counts that make a whole: (word, count, colour of the page).
+    """
+
+    question: str
+    answer: str
+    go: dict[str, Any]
+    pictures: tuple[tuple[str, NDArray[Any]], ...] = ()
+    parts: tuple[tuple[str, int, str], ...] = ()
+    settings: dict[str, str] = field(default_factory=dict)
+
+
+def answers(run: Recorded) -> list[Answer]:
+    """All answers that the run has."""
+    return [found for question in (*QUICK, *SLOW) for found in _asked(question, run)]
+
+
+def quick_answers(run: Recorded) -> list[Answer]:
+    """Those that the numbers of the steps give: what a run that goes on can be asked again and again."""
+    return [found for question in QUICK for found in _asked(question, run)]
+
+
+def _asked(question: Callable[[Recorded], Iterator[Answer]], run: Recorded) -> list[Answer]:
+    try:
+        return list(question(run))
+    except RewindError:
+        return []  # What was not recorded has no answer; a tab says why.
+
+
+def short(value: float) -> str:
+    """A number in four digits that matter."""
+    if 1e4 <= abs(value) < 1e6:
+        return f"{value:.0f}"
+    return f"{value:.4g}" if np.isfinite(value) else "NaN" if np.isnan(value) else "∞" if value > 0 else "-∞"
+
+
+def _loss(run: Recorded) -> Iterator[Answer]:
+    values, steps = run.scalars.get("loss"), run.scalars.get("step")
+    if values is None or steps is None or not np.isfinite(values).any():
+        return
+    finite = np.flatnonzero(np.isfinite(values))
+    low, high = (int(finite[f(values[finite])]) for f in (np.argmin, np.argmax))
+    words = (
+        f"From {short(values[finite[0]])} to {short(values[finite[-1]])}; "
+        f"lowest {short(values[low])} at step {steps[low]:.0f}, highest {short(values[high])} at step {steps[high]:.0f}."
+    )
+    bad = len(values) - len(finite)
+    lost = f" It is not finite at {bad} step{'s' * (bad > 1)}." if bad else ""
+    yield Answer("How did the loss go?", words + lost, {"tab": "metrics", "step": int(steps[low])})
+
+
+def _trouble(run: Recorded) -> Iterator[Answer]:
+    row = next(iter(run.trace.sql(ask("hardest_batches")).limit(1).fetchall()), None)
+    if row is None or row[3] is None or not np.isfinite(row[3]):
+        return
+    k, loss, usual = int(row[0]), float(row[2]), float(row[3])
+    words = f"Those of step {k}: its loss of {short(loss)} is {usual:.2g} times that of the steps around it."
+    losses = run.per_sample(k).get(HARDEST)
+    images = run.batch(k).images if losses is not None else None
+    if images is None or losses is None or len(images) != len(losses):
+        yield Answer(
+            "Which batch causes the most trouble?", words.replace("Those", "That"), {"tab": "batch", "step": k}
+        )
+        return
+    worst = np.argsort(-np.nan_to_num(losses, nan=np.inf), kind="stable")[:PICTURES]
+    pictures = tuple((short(losses[i]), images[i]) for i in worst)
+    go, sort = {"tab": "batch", "step": k}, {"batch.sort": HARDEST}
+    yield Answer("Which images cause the most trouble?", words, go, pictures, settings=sort)
+
+
+def _deaths(run: Recorded) -> Iterator[Answer]:
+    for layer in (one for one in run.layers if "win_rate" in run.metrics_of(one)):
+        size = run.size_of(layer)
+        dead = run.trace.sql(ask("all_deaths", layer=layer)).fetchall()
+        go: dict[str, Any] = {"tab": "trajectories", "layer": layer}
+        shown = {"trajectories.metric": "win_rate"}
+        parts = (("alive", size - len(dead), "green"), ("dead", len(dead), "red"))
+        if not dead:
+            words = f"No: at the end all {size} features of {layer} still win."
+            yield Answer("Do features die?", words, go, parts=parts, settings=shown)
+            continue
+        first, at = int(dead[0][0]), int(dead[0][1])
+        those = f"{len(dead)} of {size} features of {layer} {'is' if len(dead) == 1 else 'are'} dead at the end"
+        words = (
+            f"{those}{', the first' if len(dead) > 1 else ''}: feature {first}, which wins under 1 % from step {at} on."
+        )
+        watched = tuple(int(feature) for feature, _ in dead[:6])
+        go |= {"step": at, "feature": first, "watched": watched}
+        yield Answer("When did features die?", words, go, parts=parts, settings=shown)
+
+
+def _likeness(run: Recorded) -> Iterator[Answer]:
+    layer = next((one for one in run.layers if f"{one}/som_targets" in run.capture_keys), "")
+    name = run.main_weight(layer)
+    if name not in run.sources:
+        return
+    targets = f"{layer}/som_targets" if layer else ""
+    states = run.trace.stored_states.array()
+    first, last = max(run.first, int(states[0])), min(run.last, int(states[-1]))
+    pair = [(k, run.cosine(name, k)[0]) for k in (first, last)]
+    begun, ended = (off_diagonal_mean(run.source(name, k)) for k in (first, last))
+    pictures = tuple((f"step {k}", np.float32(thinned(matrix))) for k, matrix in pair)
+    go = {"tab": "matrices", "step": last, **({"layer": layer} if layer else {})}
+    shown = {"matrices.left": name}
+    grown = f"the mean cosine between the rows of {name} went from {_cosine(begun)} to {_cosine(ended)}"
+    if not targets:
+        shown |= {"matrices.right": name, "matrices.at": str(first)}
+        yield Answer("Do features become alike?", f"{_first_word(ended > 0.5)}: {grown}.", go, pictures, settings=shown)
+        return
+    led = run.cosine(targets, first)[1].mean
+    why = f" The SOM's targets were alike before ({led:.3f} at step {first}): they lead." if led > LEADS > begun else ""
+    shown |= {"matrices.right": targets}
+    yield Answer("Why do features converge?", f"{grown[0].upper()}{grown[1:]}.{why}", go, pictures, settings=shown)
+
+
+def thinned(matrix: NDArray[Any], most: int = 128) -> NDArray[Any]:
+    """A matrix of at most `most` rows and columns: every other one, or fewer, of a larger one."""
+    stride = -(-len(matrix) // most)
+    return matrix[::stride, ::stride]
+
+
+def _cosine(value: float) -> str:
+    return "NaN" if np.isnan(value) else f"{value:.3f}"
+
+
+def _first_word(yes: bool) -> str:
+    return "Yes" if yes else "No"
+
+
+def _fighting(run: Recorded) -> Iterator[Answer]:
+    for layer in (one for one in run.layers if f"{one}/som_targets" in run.capture_keys):
+        k = run.last if run.has_weights(run.last + 1) else run.last - 1
+        counts = forces.agreement(run.force_cosines(layer, k))
+        moved, som, *_ = run.force_axes(layer, k, "movement")
+        ratio = forces.force_ratio(som, moved)
+        all_of = counts.agree + counts.fight + counts.neither
+        stronger = f"the SOM moves them {ratio:.3g} times as far as the optimizer" if np.isfinite(ratio) else ""
+        words = f"{counts.fight} of {all_of} features are pulled apart at step {k}; {stronger}.".replace("; .", ".")
+        parts = (("agree", counts.agree, "green"), ("fight", counts.fight, "red"))
+        go = {"tab": "forces", "step": k, "layer": layer}
+        yield Answer("Is the gradient fighting the SOM?", words, go, parts=parts, settings={"forces.by": "movement"})
+
+
+def _exact(run: Recorded) -> Iterator[Answer]:
+    question = "Can a step be run again, bit for bit?"
+    if not run.replayable:
+        yield Answer(question, "No: it was recorded without keyframes (detail metrics).", {"tab": "replay"})
+        return
+    kinds = list(run.trace.verdicts.values())
+    verified, diverged, count = kinds.count("verified"), kinds.count("diverged"), run.last - run.first + 1
+    if not kinds:
+        words = "Any step is re-executed from the keyframe before it, and every bit compared: here, or all by `rewind verify`."
+        yield Answer(question, words, {"tab": "replay"})
+        return
+    rest = f", {diverged} diverged" if diverged else ""
+    words = f"{'All' if verified == count else f'{verified} of'} {count} steps were re-executed and verified{rest}."
+    parts = (("verified", verified, "green"), ("diverged", diverged, "red"), ("not tried", count - len(kinds), "track"))
+    yield Answer(question, words, {"tab": "replay"}, parts=parts if diverged or verified < count else ())
+
+
+QUICK: Final = (_loss, _exact)
+SLOW: Final = (_trouble, _likeness, _fighting, _deaths)
+
+
+@dataclass(frozen=True)
+class Standout:
+    """What the doctor found: `lines` are facts of one kind that begin at one step, `query` shows the first of them."""
+
+    kind: str
+    step: int | None
+    lines: tuple[str, ...]
+    advice: str
+    query: str
+
+
+def standouts(findings: Iterable[Finding]) -> list[Standout]:
+    """Findings, those of one kind that begin together and call for the same taken together."""
+    groups: dict[tuple[str, int | None, str], list[Finding]] = {}
+    for one in findings:
+        groups.setdefault((one.kind, one.step, one.advice), []).append(one)
+    return [
+        Standout(kind.replace("_", " "), step, tuple(one.evidence for one in own), advice, own[0].query)
+        for (kind, step, advice), own in groups.items()
+    ]
+
+
+_DETAIL: Final = {
+    "metrics": "metrics: numbers only",
+    "replay": "replay: all that re-execution needs",
+    "full": "full: weights and gradients of every step too",
+}
+
+
+def about(run: Recorded) -> list[tuple[str, str]]:
+    """What was recorded, how much of it, and where: (name, words)."""
+    known, info = run.trace.manifest, run.trace.info()
+    program = known.program
+    script = (
+        program.path.rpartition("/")[2] if program.path else f"-m {program.module}" if program.module else "a function"
+    )
+    facts = [("program", " ".join([script, *program.argv])), ("recorded", _moment(known.created)), *_length(run)]
+    facts += [("detail", _DETAIL.get(known.detail, known.detail)), *_stored(run)]
+    facts.append(("on disk", _size(info["bytes"])))
+    made = known.environment
+    machine = made if isinstance(made, dict) else vars(made)
+    where = [machine.get("device_name") or f"CPU {machine.get('cpu_capability') or ''}".strip()]
+    where += [f"torch {machine['torch']}"] if machine.get("torch") else []
+    where += [f"Python {machine['python']}"] if machine.get("python") else []
+    return [*facts, ("machine", ", ".join(where))]
+
+
+def _moment(created: float) -> str:
+    return datetime.fromtimestamp(created).strftime("%Y-%m-%d %H:%M")
+
+
+def _length(run: Recorded) -> Iterator[tuple[str, str]]:
+    if run.empty:
+        return
+    count = run.last - run.first + 1
+    epochs = run.scalars.get("epoch")
+    whole = 0 if epochs is None or np.isnan(epochs).all() else len(np.unique(epochs[np.isfinite(epochs)]))
+    yield "steps", f"{count:,}" + (f" in {whole} epoch{'s' * (whole > 1)}" if whole else "")
+    times = run.scalars.get("time")
+    if times is not None and np.isfinite(times).sum() > 1:
+        seconds = float(np.nanmax(times) - np.nanmin(times))
+        yield "took", str(timedelta(seconds=round(seconds))) if seconds >= 60 else f"{seconds:.1f} s"
+
+
+def _stored(run: Recorded) -> Iterator[tuple[str, str]]:
+    states = len(run.trace.stored_states.array())
+    every = " (each)" if states == run.last - run.first + 2 else ""
+    yield "weights", f"stored at {states:,} states{every}" if states else "re-executed where they are asked for"
+    yield "keyframes", f"{len(run.trace.keyframes):,}"
+    if run.capture_keys:
+        yield "captures", f"{len(run.capture_keys)} a step"
+
+
+def _size(count: int) -> str:
+    for unit in ("B", "KB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
