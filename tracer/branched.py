@@ -244,6 +244,12 @@ class BranchIndex(Index):
         self._trace = trace
         self._told = self._joined = False
 
+    def _beside(self) -> Any:
+        try:
+            return self._trace.parent._open_index().seen
+        except TraceError:
+            return None
+
     def _complete(self) -> None:
         try:
             parent = self._trace.parent

@@ -14,6 +14,7 @@ import os
 import re
 import threading
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -26,10 +27,12 @@ from tracer.shard import MOST_BYTES
 from tracer.views import quoted
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from pathlib import Path
 
     from tracer.chain import Chain
+    from tracer.sealed_segment import SealedSegment
+    from tracer.segments import Key
 
 _CONFIG = {
     "autoload_known_extensions": "false",
@@ -63,13 +66,20 @@ class Index:
     def __init__(self, chain: Chain) -> None:
         """Over the segments of `chain`; call `refresh` before the first query."""
         self._chain = chain
-        self._seen: Any = None
+        self.seen: Any = None
+        """What the tables were last made of."""
         self._lock = threading.Lock()
         self._local = threading.local()
         self._columns = {name: tables.Columns(schema.names) for name, schema in tables.SCHEMAS.items()}
-        self._schemas = dict(tables.SCHEMAS)
+        self._schemas = _first_schemas()
+        """{table of the database: its columns}, of those that grow."""
         self._taken: set[str] = set()
-        self._attached = False
+        self._learned: set[str] = set()
+        self._tails: dict[Key, int] = {}
+        """{open segment: how many of its records the tables have}."""
+        self._defined: Any = None
+        self._attached: set[str] | None = None
+        """The segments that index.duckdb has; None where it is not used."""
         self._damaged: dict[str, str] = {}
         """{table: what of it cannot be read}."""
         self._connection = duckdb.connect(config=_CONFIG)
@@ -82,8 +92,14 @@ class Index:
         self._attach()
         execute("SET enable_external_access = false")
         execute("SET lock_configuration = true")
-        for name, schema in tables.SCHEMAS.items():
-            store(self._connection, f"sealed_{name}", schema.empty_table())
+        self._empty()
+
+    def _empty(self) -> None:
+        """Begin anew, with what index.duckdb gives at most."""
+        self._schemas = _first_schemas()
+        self._taken, self._tails, self._learned, self._defined = set(self._attached or ()), {}, set(), None
+        for table, schema in self._schemas.items():
+            store(self._connection, table, schema.empty_table())
 
     def _attach(self) -> None:
         """Take the sealed segments from index.duckdb where there is one that can be read, and says nothing else."""
@@ -104,7 +120,7 @@ class Index:
         ):
             names = set(json.loads(found[1]))
             if names <= {segments.name_of(key) for key in self._chain.sealed}:
-                self._attached, self._taken = True, names
+                self._attached = names
 
     def refresh(self) -> None:
         """Bring the tables up to date with the chain."""
@@ -116,41 +132,59 @@ class Index:
                 tuple(addenda.files(self._chain.path)),
                 addenda.arrays_changed(self._chain.path),
             )
-            if seen != self._seen:
+            if seen != self.seen:
                 try:
                     self._take_all()
                 except duckdb.Error:
-                    if not self._attached:
+                    if self._attached is None:
                         raise
                     # index.duckdb is damaged: the Parquet segments say the same.
-                    self._attached, self._taken = False, set()
-                    self._schemas = dict(tables.SCHEMAS)
+                    self._attached = None
+                    self._empty()
                     self._take_all()
-                self._seen = seen
+                self.seen = seen
 
     def _take_all(self) -> None:
-        """Take everything in one act: a segment that was sealed meanwhile is not seen twice."""
+        """Take what is new in one act: a segment that was sealed meanwhile is not seen twice."""
         self._connection.begin()
         try:
             self._take_sealed()
             self._take_open()
-            sources = {name: [f"SELECT * FROM {place}{name}" for place in self._places()] for name in tables.QUERIED}
-            _define(self._connection, self._chain, sources, self._columns)
-            self._complete()
+            self._define()
             self._connection.commit()
         except BaseException:
             self._connection.rollback()
+            self._empty()  # what was undone is not there any more
+            self.seen = None
             raise
+
+    def _define(self) -> None:
+        """Define the views, and what they stand on besides, where any of it has changed."""
+        chain = self._chain
+        addenda_ = (tuple(addenda.files(chain.path)), addenda.arrays_changed(chain.path))
+        names = dict(self._columns["steps"].names)
+        known = (chain.manifest, dict(chain.cuts), addenda_, dict(self._schemas), names, self._beside())
+        if known != self._defined:
+            sources = {name: [f"SELECT * FROM {place}{name}" for place in self._places()] for name in tables.QUERIED}
+            _define(self._connection, chain, sources, self._columns)
+            self._complete()
+            self._defined = known
 
     def _complete(self) -> None:
         """Called when the views were defined anew: a branch adds its parent's rows here."""
 
+    def _beside(self) -> Any:
+        """What is another value when `_complete` has to be called again: of a branch, what there is of its parent."""
+        return None
+
     def _places(self) -> list[str]:
-        return [*(["idx.sealed_"] if self._attached else []), "sealed_", "tail_"]
+        return [*(["idx.sealed_"] if self._attached is not None else []), "sealed_", "tail_"]
 
     def _take_sealed(self) -> None:
-        learn(self._columns, self._chain)
         sealed = {segments.name_of(key): segment for key, segment in self._chain.sealed.items()}
+        for name in [name for name in sealed if name not in self._learned]:
+            learn(self._columns, [sealed[name]])
+            self._learned.add(name)
         fresh = [name for name in sealed if name not in self._taken]
         for start in range(0, len(fresh), _TOGETHER):
             some = [sealed[name] for name in fresh[start : start + _TOGETHER]]
@@ -158,7 +192,7 @@ class Index:
                 have = [segment for segment in some if name in segment.files]
                 found = self._whole(name, [lambda s=s, name=name: s.open_table(name).table() for s in have])
                 if found:
-                    self._append(name, tables.concat(found))
+                    self._append(f"sealed_{name}", tables.concat(found))
         self._taken |= set(fresh)
 
     def _whole(self, name: str, readers: list[Callable[[], pa.Table]]) -> list[pa.Table]:
@@ -171,25 +205,35 @@ class Index:
                 self._damaged.setdefault(name, str(error))
         return found
 
-    def _append(self, name: str, table: pa.Table) -> None:
-        """Add rows to sealed_<name>, which gets the columns that it lacks."""
-        schema = pa.unify_schemas([self._schemas[name], table.schema], promote_options="permissive")
+    def _append(self, name: str, rows: pa.Table) -> None:
+        """Add rows to the table `name`, which gets the columns that it lacks."""
+        schema = pa.unify_schemas([self._schemas[name], rows.schema], promote_options="permissive")
         db = self._connection
-        db.register("_incoming", table)
+        db.register("_incoming", rows)
         if schema == self._schemas[name]:
-            db.execute(f"INSERT INTO sealed_{name} BY NAME SELECT * FROM _incoming")
+            db.execute(f"INSERT INTO {name} BY NAME SELECT * FROM _incoming")
         else:
-            both = f"SELECT * FROM sealed_{name} UNION ALL BY NAME SELECT * FROM _incoming"
-            db.execute(f"CREATE OR REPLACE TABLE sealed_{name} AS {both}")
+            both = f"SELECT * FROM {name} UNION ALL BY NAME SELECT * FROM _incoming"
+            db.execute(f"CREATE OR REPLACE TABLE {name} AS {both}")
             self._schemas[name] = schema
         db.unregister("_incoming")
 
     def _take_open(self) -> None:
-        for name in tables.QUERIED:
-            columns = self._columns[name]
-            tails = self._chain.open.values()
-            found = self._whole(name, [lambda s=s, name=name, c=columns: s.table(name, c) for s in tails])
-            store(self._connection, f"tail_{name}", tables.concat([tables.SCHEMAS[name].empty_table(), *found]))
+        """Add what the tails have that is new; where one was sealed, begin them anew."""
+        tails = self._chain.open
+        if not self._tails.keys() <= tails.keys():
+            self._tails = {}
+            for name, schema in tables.SCHEMAS.items():
+                self._schemas[f"tail_{name}"] = schema
+                store(self._connection, f"tail_{name}", schema.empty_table())
+        spans = [(key, self._tails.get(key, 0), tail.count) for key, tail in tails.items()]
+        grown = [span for span in spans if span[1] < span[2]]
+        for name, columns in self._columns.items():
+            readers = [partial(tails[key].rows, name, columns, since, until) for key, since, until in grown]
+            found = [rows for rows in self._whole(name, readers) if len(rows)]
+            if found:
+                self._append(f"tail_{name}", tables.concat(found))
+        self._tails |= {key: until for key, _, until in grown}
 
     def query(self, query: str, params: Any = None) -> duckdb.DuckDBPyRelation:
         """Return the answer to `query`, one statement that reads. Raise UsageError."""
@@ -256,9 +300,13 @@ class Index:
         self._connection.close()
 
 
-def learn(columns: dict[str, tables.Columns], chain: Chain) -> None:
-    """Take over the names that the columns of `steps` and `features` have in the sealed segments."""
-    for segment in chain.sealed.values():
+def _first_schemas() -> dict[str, pa.Schema]:
+    return {f"{kind}_{name}": schema for kind in ("sealed", "tail") for name, schema in tables.SCHEMAS.items()}
+
+
+def learn(columns: dict[str, tables.Columns], sealed: Iterable[SealedSegment]) -> None:
+    """Take over the names that the columns of `steps` and `features` have in sealed segments."""
+    for segment in sealed:
         for name, known in segment.columns_of.items():
             columns[name].learn(known)
 
@@ -340,7 +388,7 @@ def _fill(db: duckdb.DuckDBPyConnection, chain: Chain) -> None:
             both = f"SELECT * FROM sealed_{name} UNION ALL BY NAME {scan}"
             db.execute(f"CREATE OR REPLACE TABLE sealed_{name} AS SELECT * FROM ({both}){order}")
     named = {name: tables.Columns(schema.names) for name, schema in tables.SCHEMAS.items()}
-    learn(named, chain)
+    learn(named, chain.sealed.values())
     _define(db, chain, {name: [f"SELECT * FROM sealed_{name}"] for name in tables.QUERIED}, named)
     db.execute("CREATE TABLE rewind_index (version INTEGER, segments VARCHAR, facts VARCHAR)")
     names = sorted(segments.name_of(key) for key in chain.sealed)

@@ -37,7 +37,6 @@ class OpenSegment:
         self.path = path
         self._tail = known_tail.at(path)
         self._view = known_tail.NOTHING
-        self._tables: dict[str, tuple[int, list[pa.Table]]] = {}
         self._variants: tuple[View, dict[str, tuple[Variant, ...]]] | None = None
 
     def refresh(self) -> bool:
@@ -217,13 +216,8 @@ class OpenSegment:
         """A content-addressed blob."""
         return self._forms().blobs[digest].read("data")
 
-    def table(self, name: str, columns: Columns) -> pa.Table:
-        """Table `name` of `tables.QUERIED`, grown by what is new."""
+    def rows(self, name: str, columns: Columns, since: int, until: int) -> pa.Table:
+        """The rows that table `name` of `tables.QUERIED` has of the records `since` to `until`. Raise DamageError."""
         from tracer import tables  # noqa: PLC0415 -- reading tensors needs no Arrow
 
-        seen, parts = self._tables.get(name, (0, []))
-        if seen < self.count or not parts:
-            parts = [*parts, tables.QUERIED[name](self.records[seen:], self.session, columns)]
-            parts = [tables.concat(parts)] if len(parts) > 8 else parts
-            self._tables[name] = (self.count, parts)
-        return tables.concat(parts)
+        return tables.QUERIED[name](self._tail.records[since:until], self.session, columns)

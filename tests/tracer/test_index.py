@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import duckdb
 import pyarrow as pa
@@ -10,9 +11,11 @@ import pytest
 import xxhash
 
 from tests.tracer.synthetic import BATCH, make_trace
-from tracer import addenda, tables
+from tracer import addenda, index, tables
 from tracer.errors import DamageError, UsageError
+from tracer.index import Index
 from tracer.sealer import TailSealer, seal
+from tracer.tail import read_tail
 from tracer.trace import Trace, open_trace
 
 STEPS, CUT, MORE, PER_EPOCH = 150, 119, 89, 50
@@ -290,3 +293,53 @@ def test_a_directory_with_a_quote_in_its_name(tmp_path):
     (path / "index.duckdb").unlink()
     with open_trace(path) as trace:
         assert one(trace, "select count(*) from steps") == 20
+
+
+def go_on(whole, cut: int, path) -> None:
+    """Write the tail of the run at `path` on, up to byte `cut` of the whole one."""
+    tail = path / "tail" / "0000-000000.log"
+    with open(tail, "ab") as file:
+        file.write((whole / "tail" / tail.name).read_bytes()[tail.stat().st_size : cut])
+
+
+def test_asking_a_live_run_again_takes_over_only_what_is_new(tmp_path, monkeypatch):
+    make_trace(tmp_path / "whole", steps=40, inputs=4, features=4, seal=False, close=False)
+    log = tmp_path / "whole" / "tail" / "0000-000000.log"
+    ends = [record.end for record in read_tail(log) if record.kind == "step"]
+    path = tmp_path / "t"
+    shutil.copytree(tmp_path / "whole", path)
+    (path / "tail" / log.name).write_bytes(b"")
+    go_on(tmp_path / "whole", ends[29], path)
+    taken, defined = [], []
+    real, define = Index._append, index._define
+    monkeypatch.setattr(
+        Index, "_append", lambda self, name, rows: (taken.append((name, len(rows))), real(self, name, rows))
+    )
+    monkeypatch.setattr(index, "_define", lambda *a: (defined.append(1), define(*a)))
+    with open_trace(path) as trace:
+        assert trace.sql("select count(*), max(step) from steps").fetchall() == [(30, 29)]
+        assert ("tail_steps", 30) in taken
+        for k in range(30, 40):
+            taken.clear()
+            defined.clear()
+            go_on(tmp_path / "whole", ends[k], path)
+            assert trace.sql("select count(*), max(step) from steps").fetchall() == [(k + 1, k)]
+            assert trace.sql("select count(distinct step) from features").fetchall() == [(k + 1,)]
+            assert ("tail_steps", 1) in taken
+            assert max(count for _, count in taken) < 12
+            assert not defined
+        taken.clear()
+        assert trace.sql("select count(*) from steps").fetchall() == [(40,)]
+        assert not taken
+
+
+def test_what_could_not_be_taken_over_is_taken_the_next_time(tmp_path, monkeypatch):
+    make_trace(tmp_path / "t", steps=40, inputs=4, features=4, roll=16, seal=False, close=False)
+    with open_trace(tmp_path / "t") as trace:
+        with monkeypatch.context() as patch:
+            patch.setattr(Index, "_define", lambda self: 1 / 0)
+            with pytest.raises(ZeroDivisionError):
+                trace.sql("select 1")
+        assert trace.sql("select count(*), count(distinct step) from steps").fetchall() == [(40, 40)]
+        TailSealer(tmp_path / "t").seal(0, rolled_only=True)
+        assert trace.sql("select count(*), count(distinct step) from steps").fetchall() == [(40, 40)]
