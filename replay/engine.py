@@ -217,7 +217,8 @@ class Engine:
             return EXECUTE
         record = self.past.record(self.at)
         if record is None or record["mode"] != "loader":
-            return NATIVE
+            # A loader that is asked ahead had come to its end here, with its last batch still to be trained on.
+            return LEAVE if record is not None and same_iterator else NATIVE
         trip = self._trip
         if same_iterator and record["left"] and not trip.left and not self._stay:
             if trip.trailing < len(record.get(TRAILING, ())):
@@ -423,6 +424,11 @@ class Engine:
 
     def progress(self, fields: dict[str, Any]) -> None:
         """A replay has no progress of its own."""
+
+    def finish(self) -> None:
+        """The program has come to its end."""
+        if self.boundary.open and self.boundary.trained:
+            self.boundary.close()
 
     def ended(self, message: Message) -> None:
         """The program ended or raised: say so to the command that waits, or to the next one."""

@@ -50,7 +50,7 @@ def _outcome(engine: Engine, trace: Trace, span: Span, body: Callable[[], None])
             before = active.set_listener(engine)
             try:
                 _start_like(trace, span.session)
-                body()
+                _to_the_end(engine, body)
             finally:
                 active.set_listener(before)
     except StopProgram:
@@ -61,6 +61,17 @@ def _outcome(engine: Engine, trace: Trace, span: Span, body: Callable[[], None])
         text = "".join(traceback.format_exception(error))
         return {"error": "raised", "detail": f"{type(error).__name__}: {error}", "traceback": text}
     return {"error": "ended", "detail": "the program ended"}
+
+
+def _to_the_end(engine: Engine, body: Callable[[], None]) -> None:
+    """Run `body`; the step that is open when it ends is over, as it was when it was recorded."""
+    try:
+        body()
+    except SystemExit as exit_:
+        if not exit_.code:
+            engine.finish()
+        raise
+    engine.finish()
 
 
 def _kind(name: str | None) -> type[Engine]:

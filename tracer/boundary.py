@@ -15,7 +15,7 @@ import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tracer.frames import is_user_file
+from tracer.frames import is_followed
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,19 +23,8 @@ if TYPE_CHECKING:
 
     import torch
 
-_UNWINDING = (
-    "CALL",
-    "BINARY",
-    "LOAD",
-    "RAISE",
-    "RERAISE",
-    "STORE_ATTR",
-    "STORE_SUBSCR",
-    "UNARY",
-    "COMPARE",
-    "CHECK",
-    "FORMAT",
-)
+_UNWINDING = ("CALL", "BINARY", "LOAD", "RAISE", "RERAISE", "UNARY", "COMPARE", "CHECK", "FORMAT")
+"""Instructions that raise; one that stores may have put another in the iterator's place."""
 _PATIENCE = 8
 
 
@@ -135,7 +124,7 @@ class Boundary:
     def _unwinding(self) -> bool:
         """Whether an exception is passing through the loop's frame: the iterator then dies while another instruction runs."""
         frame: FrameType | None = sys._getframe()
-        while frame is not None and not is_user_file(frame.f_code.co_filename):
+        while frame is not None and not is_followed(frame.f_code.co_filename):
             frame = frame.f_back
         if frame is None or self._loop != (frame.f_code, id(frame)):
             return False
@@ -216,6 +205,6 @@ def _last_real(names: list[str]) -> str:
 
 def _loop_frame() -> tuple[CodeType, int] | None:
     frame: FrameType | None = sys._getframe()
-    while frame is not None and not is_user_file(frame.f_code.co_filename):
+    while frame is not None and not is_followed(frame.f_code.co_filename):
         frame = frame.f_back
     return None if frame is None else (frame.f_code, id(frame))

@@ -37,6 +37,23 @@ _LIBRARIES = tuple(
         site.getusersitepackages(),
     }
 )
+_PACKAGES = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
+"""Where libraries are installed, this interpreter's or another's."""
+SHOWING = frozenset(
+    (
+        *("tqdm", "rich", "fastprogress", "alive_progress", "matplotlib", "seaborn", "plotly", "PIL", "IPython"),
+        *("wandb", "tensorboard", "tensorboardX", "mlflow", "comet_ml", "neptune", "clearml", "aim", "swanlab"),
+    )
+)
+"""Libraries that show how a training goes: no part of how it goes on lies in them."""
+_NOT_FOLLOWED = SHOWING | frozenset(
+    (
+        *("torch", "functorch", "triton", "numpy", "scipy", "pandas", "pyarrow", "polars", "numba", "sympy"),
+        *("hydra", "omegaconf", "click", "typer", "fire", "absl", "tyro", "jsonargparse", "sacred"),
+        *("pytest", "_pytest", "pluggy", "hypothesis", "ipykernel", "traitlets", "tornado", "requests", "urllib3"),
+    )
+)
+"""Nor in those that compute, configure or start programs."""
 BOTTOM = "__rewind_program_starts_here__"
 """A local of this name marks the frame below which nothing belongs to the program."""
 
@@ -48,6 +65,7 @@ def add_program_folder(folder: str) -> None:
     """Files under `folder` are the user's own, wherever it lies: the recorded program is in it."""
     _programs.add(os.path.abspath(folder) + os.sep)
     is_user_file.cache_clear()
+    is_followed.cache_clear()
 
 
 @functools.lru_cache(maxsize=4096)
@@ -60,7 +78,25 @@ def is_user_file(filename: str) -> bool:
         return False
     # The nearest folder says whose it is: a program may lie among libraries, and libraries in its folder (`.venv`).
     own = max((len(folder) for folder in _programs if path.startswith(folder)), default=0)
-    return own >= max((len(folder) for folder in (*_LIBRARIES, _OURS_TOO) if path.startswith(folder)), default=0)
+    libraries = (len(folder) for folder in (*_LIBRARIES, _OURS_TOO) if path.startswith(folder))
+    return own >= max(*libraries, len(path) - len(_in_package(path) or path), 0)
+
+
+def _in_package(path: str) -> str | None:
+    """Return what is left of `path` within the folder that libraries are installed in, None if it is in none."""
+    ends = [at + len(folder) for folder in _PACKAGES if (at := path.rfind(folder)) >= 0]
+    return path[max(ends) :] if ends else None
+
+
+@functools.lru_cache(maxsize=4096)
+def is_followed(filename: str) -> bool:
+    """Whether what `filename` defines may hold state of the training: the user's own, or a library's that may drive the loop."""
+    if is_user_file(filename):
+        return True
+    inside = None if filename.startswith("<") else _in_package(os.path.abspath(filename))
+    if inside is None or os.path.abspath(filename).startswith((*_OURS, _OURS_TOO)) or not filename.endswith(".py"):
+        return False
+    return inside.partition(os.sep)[0].removesuffix(".py") not in _NOT_FOLLOWED
 
 
 class _Block:
@@ -93,19 +129,34 @@ class UserFrame:
 
 
 def _program_frames(frame: FrameType | None) -> Iterator[FrameType]:
-    """The program's frames from `frame` outwards; that of the block that is the program only if there is none inside it."""
+    """The program's frames from `frame` outwards; that of the block that is the program only if there is none inside it.
+
+    A library's are among them where they lie inside one of the user's own: it may drive the loop.
+    """
     alone = True
+    called: list[FrameType] = []
     while frame is not None and BOTTOM not in frame.f_code.co_varnames:
         outermost = frame is _block.frame
         if is_user_file(frame.f_code.co_filename) and (alone or not outermost):
             alone = False
+            yield from called
+            called.clear()
             yield frame
+        elif not outermost and is_followed(frame.f_code.co_filename):
+            called.append(frame)
         frame = None if outermost else frame.f_back
 
 
 def user_frame(frame: FrameType | None) -> FrameType | None:
     """Return the innermost of the program's frames from `frame` outwards, None where there is none."""
-    return next(_program_frames(frame), None)
+    while frame is not None and BOTTOM not in frame.f_code.co_varnames:
+        file = frame.f_code.co_filename
+        if is_user_file(file):
+            return frame
+        if frame is _block.frame or is_followed(file):
+            return next(_program_frames(frame), None)
+        frame = frame.f_back
+    return None
 
 
 def user_frames(frame: FrameType | None) -> list[UserFrame]:

@@ -15,6 +15,7 @@ import torch
 import xxhash
 
 from tracer import iterators, rng, values
+from tracer.errors import DamageError, MissingDataError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -75,7 +76,7 @@ def capture(slots: list[Slot], registry: Registry, reader: StateReader, constant
     opaque: list[str] = []
     nodes = []
     for slot in slots:
-        node = _capture_slot(slot, buffers, opaque, constants)
+        node = _capture_safely(slot, buffers, opaque, constants)
         if slot.kind == "opaque" or (slot.kind == "iterator" and node is None):
             holes.append(f"{slot.path} ({type(slot.value).__module__}.{type(slot.value).__qualname__})")
         elif node is not None or (slot.kind == "value" and slot.value is None):
@@ -136,6 +137,17 @@ def _buffer_indices(node: Any) -> list[int]:
         own = [node["b"]] if "b" in node and "$" in node else []
         return own + [i for v in node.values() for i in _buffer_indices(v)]
     return [i for v in node for i in _buffer_indices(v)] if isinstance(node, list) else []
+
+
+def _capture_safely(slot: Slot, buffers: list[bytes | memoryview], opaque: list[str], constants: Constants) -> Any:
+    """Return the node of `slot`; a thing of a library's own kind that cannot be read is a hole, and the recording goes on."""
+    known = len(buffers)
+    try:
+        return _capture_slot(slot, buffers, opaque, constants)
+    except Exception as error:  # noqa: BLE001  whatever a library's object raises
+        del buffers[known:]
+        opaque.append(f"{slot.path} ({type(slot.value).__qualname__}: {type(error).__name__}: {error})")
+        return None
 
 
 def _capture_slot(slot: Slot, buffers: list[bytes | memoryview], opaque: list[str], constants: Constants) -> Any:
@@ -297,7 +309,12 @@ def _restore_slots(recorded: list[Any], read: values.Reader, slots: list[Slot]) 
     live = {slot.path: slot for slot in slots}
     problems = []
     for path, kind, node in recorded:
-        problem = _restore_slot(kind, node, read, live.get(path), live)
+        try:
+            problem = _restore_slot(kind, node, read, live.get(path), live)
+        except (DamageError, MissingDataError):
+            raise
+        except Exception as error:  # noqa: BLE001  whatever a library's object raises where something is put into it
+            problem = f"{type(error).__name__}: {error}"
         if problem:
             problems.append(f"{path}: {problem}")
     return problems

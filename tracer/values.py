@@ -11,7 +11,8 @@ an object with one key `$`, its kind:
     {"$": "named", "type": "m.Batch", "v": [..]}                   a named tuple, rebuilt from a template
     {"$": "dict", "v": [[key, value], ..]}                         every mapping
     {"$": "complex", "v": [re, im]}   {"$": "dtype", "v": "float32"}   {"$": "device", "v": "cpu"}   {"$": "size", "v": [..]}
-    {"$": "slice", "v": [start, stop, step]}
+    {"$": "slice", "v": [start, stop, step]}   {"$": "path", "v": "a/b"}
+    {"$": "enum", "type": "m.Color", "v": "RED"}                   a member, found again in the template's class
     {"$": "opaque", "type": "module.Name"}                         could not be recorded; decoding raises OpaqueValueError
 
 Nothing is ever pickled, and decoding runs no code of the trace.
@@ -21,7 +22,9 @@ Room: tracer. May touch: its arguments only.
 from __future__ import annotations
 
 import copy
+import enum
 import math
+import pathlib
 import struct
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
@@ -199,6 +202,11 @@ def _encode_deque(value: deque, sink: _Sink) -> Json:
     return {"$": "deque", "v": [_encode(v, sink) for v in value], "maxlen": value.maxlen}
 
 
+def _encode_enum(value: enum.Enum, sink: _Sink) -> Json:
+    name = getattr(value, "_name_", None)
+    return {"$": "enum", "type": f"{type(value).__module__}.{type(value).__qualname__}", "v": name} if name else None
+
+
 def _encode_set(value: set | frozenset, sink: _Sink) -> Json:
     kind = "set" if isinstance(value, set) else "frozenset"
     return {"$": kind, "v": [_encode(v, sink) for v in value]}
@@ -210,6 +218,7 @@ def _encode_mapping(value: Mapping, sink: _Sink) -> Json:
 
 
 _ENCODERS: tuple[tuple[Any, Callable], ...] = (
+    (enum.Enum, _encode_enum),
     (torch.Tensor, _encode_tensor),
     (np.ndarray, _encode_array),
     (np.generic, _encode_scalar),
@@ -226,6 +235,7 @@ _ENCODERS: tuple[tuple[Any, Callable], ...] = (
         slice,
         lambda v, sink: {"$": "slice", "v": [_encode(x, sink) for x in (v.start, v.stop, v.step)]},
     ),
+    (pathlib.Path, lambda v, sink: {"$": "path", "v": str(v)}),
 )
 
 
@@ -252,7 +262,16 @@ def _decode(node: Json, read: Reader, template: Any = None) -> Any:
         raise OpaqueValueError(f"a {node['type']} was not recorded: it has no state that can be stored safely")
     if kind in ("dict", "named", "tuple", "set", "frozenset", "deque"):
         return _decode_container(kind, node, read, template)
+    if kind == "enum":
+        return _decode_enum(node, template)
     return _decode_leaf(kind, node, read)
+
+
+def _decode_enum(node: Json, template: Any) -> enum.Enum:
+    members = getattr(type(template), "__members__", {}) if isinstance(template, enum.Enum) else {}
+    if node["v"] not in members:
+        raise OpaqueValueError(f"{node['v']} of {node['type']} has no counterpart here")
+    return members[node["v"]]
 
 
 def _item(template: Any, index: int) -> Any:
@@ -308,4 +327,5 @@ _DECODERS: dict[str, Callable[[Json], Any]] = {
     "dtype": lambda n: _dtype(n["v"]),
     "device": lambda n: torch.device(n["v"]),
     "size": lambda n: torch.Size(n["v"]),
+    "path": lambda n: pathlib.Path(n["v"]),
 }

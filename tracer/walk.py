@@ -2,16 +2,25 @@
 
 A slot's path is the same in every run of the same code, so that the walk of a replayed program finds the counterpart of each
 recorded slot. Followed are: live variables, closure cells, generators and their frames, loop iterators, attributes of objects
-whose class is the user's own, list and dict items that hold such things, hooks on modules, module-level variables of the user's files.
+whose class is the user's own or of a library that may drive a loop, list and dict items that hold such things, hooks on modules,
+module-level variables of the user's files.
 Room: tracer. Reads the program; changes nothing (a slot's `put` does, when called).
 """
 
 from __future__ import annotations
 
+import datetime
+import enum
 import functools
 import gc
+import inspect
+import logging
+import pathlib
+import re
 import sys
+import threading
 import types
+import weakref
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -30,10 +39,15 @@ if TYPE_CHECKING:
 MAX_SLOTS = 20_000
 MAX_ITEMS = 4096
 MAX_DEPTH = 12
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, np.generic)
+_PLAIN = (
+    *(bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, np.generic),
+    *(enum.Enum, pathlib.Path),
+)
 _SKIPPED = (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType, property, staticmethod, classmethod)
 _WRAPPERS = (zip, map, filter, reversed)
 _MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__)
+_LOWEST_ID, _HIGHEST_ID = 1 << 44, 1 << 47
+_LOADER_INTERNALS = frozenset(torch.utils.data.DataLoader([0]).__dict__) | {"_iterator"}
 
 
 @dataclass(frozen=True)
@@ -60,9 +74,9 @@ def walk(stack: list[UserFrame]) -> list[Slot]:
     """Return the slots of the program whose frames are `stack` (innermost first), outermost first."""
     state = _Walk()
     modules = _user_modules(stack)
-    for user in stack[::-1]:
-        if user.is_module:
-            continue
+    # The user's own come first: where there is more than can be followed, it is a library's.
+    outermost_first = stack[::-1]
+    for user in sorted(outermost_first, key=lambda user: not frames.is_user_file(user.frame.f_code.co_filename)):
         _visit_frame(state, user)
     for user in stack:
         if user.is_module:
@@ -72,6 +86,8 @@ def walk(stack: list[UserFrame]) -> list[Slot]:
         for key, value in list(namespace.items()):
             if not key.startswith("__") and (live is None or key in live):
                 _visit(state, f"{name}:{key}", value, functools.partial(namespace.__setitem__, key), 0)
+    if len(state.slots) >= MAX_SLOTS:
+        state.add(Slot(f"what comes after {MAX_SLOTS} things", "opaque", state))
     return state.slots
 
 
@@ -86,6 +102,8 @@ def _user_modules(stack: list[UserFrame]) -> list[tuple[str, dict[str, Any]]]:
     found: dict[int, tuple[str, dict[str, Any]]] = {}
     for user in stack:
         namespace = user.frame.f_globals
+        if not frames.is_user_file(user.frame.f_code.co_filename):
+            continue
         found[id(namespace)] = (str(namespace.get("__name__", "?")), namespace)
     roots = {_folder(n.get("__file__")) for _, n in found.values()} - {None}
     for name, namespace, file in _imported():
@@ -116,6 +134,8 @@ def _under(file: str, roots: set[str | None]) -> bool:
 
 
 def _visit_frame(state: _Walk, user: UserFrame) -> None:
+    if user.is_module:
+        return
     for name, value in frames.live_locals(user.frame).items():
         _visit(state, f"{user.name}.{name}", value, functools.partial(frames.put_local, user.frame, name), 0)
     _visit_iterators(state, user.name, user.frame)
@@ -165,7 +185,7 @@ def _visit_generator(state: _Walk, path: str, generator: types.GeneratorType, de
     frame = generator.gi_frame
     if generator.gi_running or depth > MAX_DEPTH:
         return
-    if frames.is_user_file(frame.f_code.co_filename):
+    if frames.is_followed(frame.f_code.co_filename):
         for name, value in frames.live_locals(frame).items():
             put = functools.partial(frames.put_local, frame, name)
             _visit(state, f"{path}.{name}", value, put, depth + 1)
@@ -180,10 +200,17 @@ def is_plain(value: Any, budget: int = MAX_ITEMS) -> bool:
     if isinstance(value, torch.Tensor):
         return not isinstance(value, torch.nn.Parameter)
     if isinstance(value, dict):
-        return len(value) <= budget and all(is_plain(k, 8) and is_plain(v, budget) for k, v in value.items())
+        fits = len(value) <= budget and not _keyed_by_ids(value)
+        return fits and all(is_plain(k, 8) and is_plain(v, budget) for k, v in value.items())
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         return len(value) <= budget and all(is_plain(v, budget) for v in value)
     return isinstance(value, slice)
+
+
+def _keyed_by_ids(value: Any) -> bool:
+    """Whether a dict's keys are addresses (what `id` gives), which say something in this process alone."""
+    first = next(iter(value), None) if isinstance(value, dict) else None
+    return type(first) is int and _LOWEST_ID < first < _HIGHEST_ID and first % 8 == 0
 
 
 def _visit(state: _Walk, path: str, value: Any, put: Callable[[Any], None] | None, depth: int) -> None:
@@ -220,7 +247,7 @@ def _visit_function(state: _Walk, path: str, value: Any, put: Any, depth: int) -
             _visit(state, f"{path}.args[{i}]", item, None, depth + 1)
         return
     code = getattr(value, "__code__", None)
-    if code is None or not frames.is_user_file(code.co_filename):
+    if code is None or not frames.is_followed(code.co_filename):
         return
     for name, cell in zip(code.co_freevars, value.__closure__ or (), strict=False):
         if id(cell) not in state.seen and _filled(cell):
@@ -249,7 +276,7 @@ def _visit_module(state: _Walk, path: str, module: torch.nn.Module, put: Any, de
         for hooks in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
             for i, hook in enumerate(getattr(child, hooks, {}).values()):
                 _visit(state, f"{inner}.{hooks}[{i}]", hook, None, depth + 1)
-        if frames.is_user_file(_file_of(type(child))):
+        if frames.is_followed(_file_of(type(child))):
             _visit_attributes(state, inner, child, depth, _MODULE_INTERNALS)
 
 
@@ -290,6 +317,8 @@ def _visit_loader(state: _Walk, path: str, value: Any, put: Any, depth: int) -> 
             _visit(state, f"{path}.{name}", inner, None, depth + 1)
         elif inner is not None and isinstance(getattr(inner, "generator", None), GENERATOR_TYPES):
             _visit(state, f"{path}.{name}.generator", inner.generator, None, depth + 1)
+    if frames.is_followed(_file_of(type(value))):
+        _visit_attributes(state, path, value, depth, _LOADER_INTERNALS)
 
 
 def _visit_object(state: _Walk, path: str, value: Any, put: Any, depth: int) -> None:
@@ -329,7 +358,7 @@ def _owner(value: Any, name: str) -> type | None:
 def _is_own_stateful(value: Any) -> bool:
     """Whether the user wrote `state_dict` themselves: then all attributes are taken, which is at least as much."""
     owner = _owner(value, "state_dict")
-    return owner is not None and frames.is_user_file(_file_of(owner))
+    return owner is not None and frames.is_followed(_file_of(owner))
 
 
 def _is_user_object(value: Any) -> bool:
@@ -338,17 +367,33 @@ def _is_user_object(value: Any) -> bool:
         return True
     if isinstance(value, torch.utils.data.Dataset) and cls.__module__.startswith("torch."):
         return True
-    return frames.is_user_file(_file_of(cls))
+    return frames.is_followed(_file_of(cls))
+
+
+def _only_shows(value: Any) -> bool:
+    """Whether it is a library's progress bar, logger or profiler, or the user's own kind of one: how far it is, no replay needs."""
+    modules = [cls.__module__ for cls in type(value).__mro__]
+    if any(module.partition(".")[0] in frames.SHOWING for module in modules):
+        return True
+    shows = any(part in f"{modules[0]}." for part in _SHOWING_PARTS)
+    return shows and not frames.is_user_file(_file_of(type(value)))
 
 
 def _is_bypassed_loader(value: Any) -> bool:
     return isinstance(value, torch.utils.data.dataloader._BaseDataLoaderIter)
 
 
-_STATELESS = (torch.utils.hooks.RemovableHandle, torch.autograd.graph.Node)
-"""Things of torch that have no state of their own worth a note."""
+_STATELESS = (
+    *(torch.utils.hooks.RemovableHandle, torch.autograd.graph.Node, torch.autocast, torch.set_grad_enabled),
+    *(range, re.Pattern, datetime.date, datetime.timedelta, datetime.tzinfo, weakref.ref, types.GenericAlias),
+    *(inspect.Signature, inspect.Parameter, types.MappingProxyType),
+    *(logging.Logger, logging.Handler, threading.Thread, threading.Event, type(threading.Lock())),
+    *(type(threading.RLock()), functools._lru_cache_wrapper),
+)
+"""What never changes, or has no state of the training worth a note."""
 
 
+_SHOWING_PARTS = (".loggers.", ".logger.", ".tracking.", ".callbacks.progress.", ".profilers.", ".integrations.")
 _VISITORS: tuple[tuple[Callable[[Any], bool], Callable[..., None]], ...] = (
     (lambda v: isinstance(v, torch.nn.Module), _visit_module),
     (lambda v: isinstance(v, torch.optim.Optimizer), _visit_optimizer),
@@ -356,7 +401,8 @@ _VISITORS: tuple[tuple[Callable[[Any], bool], Callable[..., None]], ...] = (
     (is_plain, _visit_plain),
     (lambda v: isinstance(v, (types.FunctionType, types.MethodType, functools.partial)), _visit_function),
     (lambda v: isinstance(v, torch.utils.data.DataLoader), _visit_loader),
-    (lambda v: isinstance(v, _STATELESS) or _is_bypassed_loader(v), lambda *ignored: None),
+    (lambda v: isinstance(v, _STATELESS) or _is_bypassed_loader(v) or _only_shows(v), lambda *ignored: None),
+    (_keyed_by_ids, lambda *ignored: None),
     (lambda v: _is_stateful(v) and not _is_own_stateful(v), _visit_stateful),
     (lambda v: isinstance(v, (list, tuple, dict, deque)), _visit_items),
     (_is_user_object, _visit_object),

@@ -1,4 +1,4 @@
-"""An endless generator around the DataLoader, drawn from with next(); training is counted in steps, not epochs."""
+"""An endless generator around the DataLoader, drawn from with next(), which outlives the loop; training is counted in steps."""
 
 import torch
 from torch import nn
@@ -11,10 +11,12 @@ def cycle(loader):
         yield from loader
 
 
+torch.manual_seed(32)
+data = TensorDataset(torch.randn(50, 5), torch.randn(50, 2))
+batches = cycle(DataLoader(data, batch_size=12, shuffle=True, drop_last=True))
+
+
 def train():
-    torch.manual_seed(32)
-    data = TensorDataset(torch.randn(50, 5), torch.randn(50, 2))
-    batches = cycle(DataLoader(data, batch_size=12, shuffle=True, drop_last=True))
     model = nn.Sequential(nn.Linear(5, 10), nn.Dropout(0.1), nn.ReLU(), nn.Linear(10, 2))
     optimizer = torch.optim.RAdam(model.parameters(), lr=1e-2)
     for step in range(22):

@@ -264,6 +264,18 @@ class TestEnds:
 
         assert listen(program).outline == ["begin anew", "end loader", "begin", "end loader"]
 
+    def test_an_iterator_that_another_replaces_is_no_exception(self):
+        class Loop:
+            def epoch(self, model, optimizer):
+                self.batches = iter(loader(8))
+                for _ in range(2):
+                    x, _ = next(self.batches)
+                    step(model, optimizer, x)
+                self.batches = iter(loader(8))
+                step(model, optimizer, next(self.batches)[0])
+
+        assert listen(lambda: Loop().epoch(*make())).outline.count("cut short") == 0
+
     def test_an_exception_handled_within_the_step_is_no_end(self):
         def program():
             model, optimizer = make()

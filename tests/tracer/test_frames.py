@@ -474,3 +474,34 @@ class TestWhoseFileItIs:
         frames.add_program_folder("/lib/python3/examples")
         assert frames.is_user_file("/lib/python3/examples/train.py")
         assert not frames.is_user_file("/lib/python3/json/decoder.py")
+
+
+class TestFollowedLibraries:
+    """A library may drive the loop: its frames belong to the program where they lie inside one of the user's."""
+
+    def test_which_files(self):
+        assert frames.is_followed(__file__)
+        assert frames.is_followed("/anywhere/lib/site-packages/lightlike/loops.py")
+        assert not frames.is_user_file("/anywhere/lib/site-packages/lightlike/loops.py")
+        assert not frames.is_followed("/anywhere/lib/site-packages/torch/optim/sgd.py")
+        assert not frames.is_followed("/anywhere/lib/site-packages/tqdm/std.py")
+        assert not frames.is_followed("/anywhere/lib/site-packages/fast/native.so")
+        assert not frames.is_followed(functools.__file__)
+
+    def test_which_frames(self):
+        def code(text, name):
+            made = {}
+            exec(compile(text, f"/anywhere/site-packages/{name}/loops.py", "exec"), made)
+            return made["call"]
+
+        drive = code("def call(then):\n    return then()", "lightlike")
+        start = code("def call(then):\n    return then()", "hydra")
+
+        def inner():
+            return [user.frame.f_code.co_name for user in frames.user_frames(here())]
+
+        def middle():
+            return start(lambda: drive(inner))
+
+        found = drive(middle)
+        assert found[:6] == ["inner", "call", "<lambda>", "middle", "call", "test_which_frames"]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import math
 import struct
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -300,3 +302,23 @@ def test_the_leaf_stands_for_tensors_and_arrays():
     assert seen == [torch.Tensor, np.ndarray, torch.Tensor]
     assert [n["$"] if isinstance(n, dict) else n for n in node] == ["rows", "rows", "tensor", 4]
     assert len(buffers) == 1
+
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = 2
+
+
+class TestNames:
+    """A member of an enumeration is found again in the class that the program has; a path is a path."""
+
+    def test_a_member(self):
+        assert round_trip(Color.BLUE, Color.RED) is Color.BLUE
+
+    @pytest.mark.parametrize("template", [None, 3, values.Json])
+    def test_without_the_class_it_is_said(self, template):
+        with pytest.raises(values.OpaqueValueError, match=r"BLUE of .*Color"):
+            round_trip(Color.BLUE, template)
+
+    def test_a_path(self):
+        assert round_trip([Path("a/b")]) == [Path("a/b")]

@@ -293,6 +293,52 @@ def test_things_that_go_round_in_circles_end():
     assert {"one.n", "one.peer.n"} <= set(found) or {"other.n", "other.peer.n"} <= set(found)
 
 
+class TestLibraries:
+    """What an installed library has in its objects is state, too; what only shows how a training goes is not."""
+
+    @pytest.fixture
+    def library(self, tmp_path, monkeypatch):
+        """Give the class of a module `name` that lies in a site-packages."""
+
+        def make(name, **attributes):
+            file = tmp_path / "site-packages" / (name.replace(".", "/") + ".py")
+            module = types.ModuleType(name)
+            module.__file__ = str(file)
+            monkeypatch.setitem(sys.modules, name, module)
+            return type("Thing", (Plain,), {"__module__": name})(**attributes)
+
+        return make
+
+    def walked(self, thing):
+        def run():
+            found = slots()
+            return thing, found
+
+        return {path: slot for path, slot in run()[1].items() if path.startswith("thing")}
+
+    def test_attributes(self, library):
+        found = self.walked(library("gymlike.envs", state=np.ones(3), rng=np.random.default_rng(1)))
+        assert kinds(found) == {"thing.state": "value", "thing.rng": "generator"}
+
+    def test_what_only_shows(self, library):
+        assert self.walked(library("tqdm.std", n=3)) == {}
+        assert self.walked(library("lightlike.loggers.csv", n=3)) == {}
+
+    def test_what_computes_is_not_looked_into(self, library):
+        assert kinds(self.walked(library("scipy.thing", n=3))) == {"thing": "opaque"}
+
+    def test_keys_that_are_addresses_mean_nothing_in_another_process(self):
+        assert self.walked({id(self): "name"}) == {}
+        assert self.walked([{id(self): 1}, 2]).keys() == {"thing[1]"}
+        assert self.walked({1: "name"}).keys() == {"thing"}
+
+    def test_more_than_can_be_followed_is_said(self, monkeypatch):
+        monkeypatch.setattr(walk, "MAX_SLOTS", 3)
+        found = slots()
+        assert [slot.kind for slot in found.values()][-1] == "opaque"
+        assert "3 things" in list(found)[-1]
+
+
 def test_what_it_cannot_see_into_it_says():
     def run(path=__file__):
         with open(path, encoding="utf-8") as file:
