@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from tracer.parquet import ParquetFile
     from tracer.segments import Key
 
-_CHUNKS = 4
+_CHUNKS = 12
 _MOST_STEPS = 1 << 24
 """More steps than a segment ever has."""
 _MOST_SAMPLES = 1 << 32
