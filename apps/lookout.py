@@ -49,27 +49,25 @@ class Lookout:
         self._worker.submit(self._work, path, last, name, tell)
 
     def _work(self, path: Path, last: int, name: str, tell: Callable[[Found], None]) -> None:
-        known = self._found.get((path, last))
-        if known is None:
-            try:
-                known = self._looked(path, name, tell)
-            except RewindError as error:
-                known = Found(standouts=(), problem=str(error).removeprefix(f"{path}: "))
-            except Exception as error:
-                log.exception("looking into %s failed", path)
-                known = Found(
-                    findings=(), problem=f"this failed, which is a bug of Rewind: {type(error).__name__}: {error}"
-                )
-            self._found[path, last] = known
+        if (path, last) not in self._found:
+            self._found[path, last] = self._looked(path, name, tell)
             while len(self._found) > _KEPT:
                 del self._found[next(iter(self._found))]
-        tell(known)
+        tell(self._found[path, last])
 
     def _looked(self, path: Path, name: str, tell: Callable[[Found], None]) -> Found:
-        with closing(open_trace(path)) as trace:
-            found = Found(tuple(answers(Recorded(trace, name))))
-            tell(found)
-            return replace(found, standouts=tuple(standouts(examine(trace))))
+        found = Found()
+        try:
+            with closing(open_trace(path)) as trace:
+                found = Found(tuple(answers(Recorded(trace, name))))
+                tell(found)
+                return replace(found, standouts=tuple(standouts(examine(trace))))
+        except RewindError as error:
+            problem = str(error).removeprefix(f"{path}: ")
+        except Exception as error:
+            log.exception("looking into %s failed", path)
+            problem = f"this failed, which is a bug of Rewind: {type(error).__name__}: {error}"
+        return replace(found, standouts=(), problem=problem)
 
     def close(self) -> None:
         """Begin nothing new; what is under way ends by itself."""

@@ -200,7 +200,9 @@ class Viewer:
     def _python(self) -> str:
         """The few lines that get what is shown in a notebook."""
         view = self._views.get(self.selection.tab)
-        own = getattr(view, "python", lambda: f"trace.batch({self.selection.step})")()
+        own = f"trace.batch({self.selection.step})"
+        with suppress(RewindError):  # Of what there is not, the batch is the next best.
+            own = getattr(view, "python", lambda: own)()
         return f"import tracer\n\ntrace = tracer.open_trace({str(self.run.trace.path)!r})\n{own}\n"
 
     def _view(self, tab: str) -> View:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import panel as pn
 
+from analysis.finding import quoted
 from analysis.trajectories import status
 from apps.surfaces import Table
 from apps.views.view import rerun_action, said
@@ -82,8 +83,10 @@ class FeaturesView:
 
     def python(self) -> str:
         """How a notebook gets the same."""
-        c = self._host.selection
-        return f"trace.sql(\"from features where layer = '{c.layer}' and step = {c.step}\").df()"
+        run, c = self._host.run, self._host.selection
+        if c.layer not in run.layers:
+            return f"from apps.recorded import Recorded\n\nRecorded(trace).features({c.layer!r}, {c.step})"
+        return f'trace.sql("""from features where layer = {quoted(c.layer)} and step = {c.step}""").df()'
 
     def _heard(self, message: dict[str, Any]) -> None:
         if message.get("do") == "feature":

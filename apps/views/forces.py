@@ -221,12 +221,21 @@ class ForcesView:
 
     def export(self) -> dict[str, NDArray[Any]]:
         """The points of the scatter."""
-        return {n: np.asarray(v) for n, v in self._source.data.items() if n not in ("x", "y")}
+        points = {n: np.asarray(v) for n, v in self._source.data.items() if n not in ("x", "y")}
+        return points if len(points["feature"]) else {}
 
     def python(self) -> str:
         """How a notebook gets the same."""
-        c = self._host.selection
-        return f"from apps.recorded import Recorded\nRecorded(trace).force_detail({c.layer!r}, {c.step}, {c.feature})"
+        run, c = self._host.run, self._host.selection
+        if self._by != "plain":
+            call = f"run.force_detail({c.layer!r}, {c.step}, {c.feature})"
+            return f"from apps.recorded import Recorded\n\nrun = Recorded(trace)\n{call}"
+        name = run.main_weight(c.layer)
+        moved = f"moved = trace.state({c.step + 1})[{name!r}] - trace.state({c.step})[{name!r}]"
+        if not (run.took(c.step) or self._note.visible):
+            return f"gradient = trace.grads({c.step})[{name!r}]\n{moved}"
+        again = f"session.seek({c.step})\n    session.step()\n    gradient = session.grads[{name!r}]"
+        return f"from replay import Session\n\nwith Session(trace) as session:\n    {again}\n{moved}"
 
     @property
     def _by(self) -> str:

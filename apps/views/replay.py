@@ -10,6 +10,7 @@ import numpy as np
 import panel as pn
 
 import replay
+from apps.pictures import plain
 from apps.pilot import Peeked
 from apps.surfaces import Replayer
 from apps.trust import check
@@ -76,12 +77,13 @@ class ReplayView:
         self._anyway = False
         self._past: list[tuple[int, str]] = []
         self._busy = False
+        self._last: Rerun | None = None
 
     def show(self) -> None:
         """Say which step would be run; what was found of another stays."""
         run = self._host.run
         if run is not self._run:
-            self._run, self._past = run, []
+            self._run, self._past, self._last = run, [], None
         impossible = None if run.replayable else _IMPOSSIBLE
         if not self._busy:
             self._say({"impossible": impossible})
@@ -94,6 +96,16 @@ class ReplayView:
         if self._session is not None:
             self._session.close()
             self._session = None
+
+    def export(self) -> dict[str, Any]:
+        """What the last re-execution gave: what there is as a table, the tensors themselves for .npz."""
+        if self._last is None:
+            return {}
+        kinds = {"capture": self._last.captures, "gradient": self._last.grads}
+        named = [(kind, name, np.asarray(plain(t))) for kind, of in kinds.items() for name, t in of.items()]
+        table = {"kind": np.array([k for k, _, _ in named]), "name": np.array([n for _, n, _ in named])}
+        table["norm"] = np.array([float(np.linalg.norm(v.astype(np.float64))) for _, _, v in named])
+        return {**table, **{f"{kind}/{name}": np.atleast_2d(value) for kind, name, value in named}} if named else {}
 
     def python(self) -> str:
         """How a notebook does the same."""
@@ -141,6 +153,7 @@ class ReplayView:
         k, verdict = found.verdict.step, found.verdict.kind
         run.keep_rerun(k, verdict, found.states, Peeked(k, grads=found.grads, captures=found.captures))
         self._past.append((k, verdict))
+        self._last = found
         self._host.choose()
         self._say(rerun_frame(found))
 

@@ -11,6 +11,7 @@ import numpy as np
 import panel as pn
 from bokeh.models import ColumnDataSource
 
+from analysis.finding import quoted
 from analysis.metrics import downsample
 from analysis.trajectories import cosine_to_initial, pairwise
 from apps.selection import MOST_WATCHED
@@ -149,11 +150,14 @@ class TrajectoriesView:
 
     def python(self) -> str:
         """How a notebook gets the same."""
-        c, metric = self._host.selection, self._metric
-        return (
-            f'trace.sql("""select step, feature, {metric} from features where layer = \'{c.layer}\''
-            f' and feature in {c.watched} order by 1, 2""").df()'
-        )
+        run, c, metric = self._host.run, self._host.selection, self._metric
+        watched = self._watched(run, c.layer)
+        if metric == INITIAL:
+            rows = f"steps, rows = trace.weights({run.main_weight(c.layer)!r}, {list(watched)})"
+            cosines = "cosine_to_initial(rows.reshape(*rows.shape[:2], -1))"
+            return f"from analysis.trajectories import cosine_to_initial\n\n{rows}\n{cosines}"
+        which = f"layer = {quoted(c.layer)} and feature in ({', '.join(map(str, watched))})"
+        return f'trace.sql("""select step, feature, "{metric}" from features where {which} order by 1, 2""").df()'
 
     def _say(self, empty: dict[str, Any]) -> None:
         """Show the empty state in the place of all else, or all else."""

@@ -94,6 +94,21 @@ def test_a_run_is_looked_into_once_for_all_pages(both, monkeypatch):
     assert [found.standouts for found in told] == [None, (), ()], "the answers come before the doctor's word"
 
 
+def test_answers_stay_where_the_doctor_fails(both, monkeypatch):
+    run, _ = both
+
+    def fail(trace):
+        raise KeyError("layout")
+
+    monkeypatch.setattr("apps.lookout.examine", fail)
+    lookout, told, done = Lookout(), [], Event()
+    lookout.look(run, lambda found: (told.append(found), done.set() if found.standouts is not None else None))
+    assert done.wait(60)
+    lookout.close()
+    assert told[-1].answers
+    assert "KeyError" in told[-1].problem
+
+
 def test_what_is_clicked_is_chosen(both):
     run, _ = both
     viewer = Viewer(Runs([run.trace.path]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -447,6 +448,18 @@ def test_every_tab_shows_every_trace(tmp_path, tab, options):
     assert "bug" not in viewer._problem
     viewer.close()
     runs.close()
+
+
+@pytest.mark.parametrize("tab", [tab for tab in TABS if tab not in ("replay", "overview")])
+@pytest.mark.parametrize("options", [{}, {"captures": False, "grads": True}])
+def test_what_is_copied_as_python_runs(tmp_path, tab, options):
+    make_trace(tmp_path / "run", steps=4, features=4, inputs=64, seal=False, **options)
+    viewer = Viewer(Runs([tmp_path / "run"]), f"tab={tab}&step=2&feature=1")
+    viewer.show()
+    forces = tab == "forces" and not options  # Which the synthetic trace has no SOM rate for: it is said, not shown.
+    with pytest.raises(MissingDataError, match="SOM") if forces else nullcontext():
+        exec(compile(viewer._python(), "copied", "exec"), {})
+    viewer.close()
 
 
 def test_messages_of_a_page_cannot_break_it(run):
