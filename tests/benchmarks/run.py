@@ -12,12 +12,10 @@ import argparse
 import json
 import platform
 import shutil
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,34 +24,12 @@ import torch
 
 import tracer
 from replay import Session
+from tests.benchmarks.figures import Figure, figure, table, timed
+from tests.benchmarks.growth import growth
 from tests.benchmarks.loops import After, autoencoder, convnet, loader
 from tests.benchmarks.peers import PEERS
 
 Loop = Callable[..., None]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One row: the median and the range of `unit`."""
-
-    name: str
-    unit: str
-    median: float
-    low: float
-    high: float
-    target: str = ""
-
-
-def figure(name: str, unit: str, values: list[float], target: str = "") -> Figure:
-    """Summarise repeated measurements."""
-    return Figure(name, unit, statistics.median(values), min(values), max(values), target)
-
-
-def timed(action: Callable[[], Any]) -> float:
-    """Seconds that `action` takes."""
-    start = time.perf_counter()
-    action()
-    return time.perf_counter() - start
 
 
 def ratio_of(loop: Loop, steps: int, repeats: int, recorded: Callable[[], None]) -> list[float]:
@@ -117,32 +93,6 @@ def costs(folder: Path, *, quick: bool) -> list[Figure]:
     return rows
 
 
-def readings(folder: Path, *, quick: bool) -> list[Figure]:
-    """Latency of reading, at growing lengths of the run; synthetic traces."""
-    from tests.tracer.synthetic import make_trace
-
-    rows = []
-    generator = np.random.default_rng(0)
-    for steps in (1000,) if quick else (1000, 10_000):
-        path = folder / f"synthetic-{steps}"
-        make_trace(path, steps=steps, captures=False)
-        opened = [timed(lambda path=path: tracer.open_trace(path).close()) * 1000 for _ in range(5)]
-        rows.append(figure(f"open a trace of {steps} steps", "ms", opened, "500 at 1e5"))
-        with tracer.open_trace(path) as trace:
-            trace.state(steps // 2)
-            picks = generator.integers(0, steps, 40)
-            took = [timed(lambda k=int(k), trace=trace: trace.state(k)) * 1000 for k in picks]
-            rows.append(figure(f"a stored state, any of {steps}", "ms", took, "3"))
-            name = next(n for n, t in trace.state(0).items() if t.dim() == 2)
-            starts = generator.integers(0, steps - 256, 10)
-            spans = [range(int(a), int(a) + 256) for a in starts]
-            took = [
-                timed(lambda s=s, trace=trace, name=name: trace.weights(name, rows=3, steps=s)) * 1000 for s in spans
-            ]
-            rows.append(figure(f"one feature's weights over 256 of {steps} steps", "ms", took, "15"))
-    return rows
-
-
 def replaying(folder: Path, *, quick: bool) -> list[Figure]:
     """Speed of re-execution, and of a seek with a warm engine."""
     steps = 300 if quick else 1000
@@ -163,13 +113,6 @@ def replaying(folder: Path, *, quick: bool) -> list[Figure]:
     ]
 
 
-def table(rows: list[Figure]) -> str:
-    """The figures as Markdown."""
-    lines = ["| what | median | range | target |", "|---|---|---|---|"]
-    lines += [f"| {r.name} | {r.median:.3g} {r.unit} | {r.low:.3g} - {r.high:.3g} | {r.target} |" for r in rows]
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Measure, print the table, keep both forms in the folder asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -183,7 +126,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows: list[Figure] = []
-        for part in (costs, readings, replaying):
+        for part in (costs, growth, replaying):
             rows += part(folder, quick=options.quick)
             print(table(rows[-1:]), file=sys.stderr)
     options.out.mkdir(parents=True, exist_ok=True)
