@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tracer import arrays as names
+from tracer import blosc_frame
 from tracer.arrays import Arrays
 from tracer.errors import DamageError, MissingDataError
 from tracer.packing import PackedLayout
@@ -193,3 +194,30 @@ def test_chunks_of_states_fit_any_layout(tmp_path, shapes):
 def test_layouts_go_through_json():
     packed = layout((2, 3), ())
     assert PackedLayout.of(packed.table()) == packed
+
+
+def test_without_blosc_s_own_function_it_is_read_all_the_same(tmp_path, monkeypatch):
+    values = some((6, 50), "<u4")
+    array = create_array(tmp_path / "a", spec((6, 50), "<u4", (1, 20), (6, 60)))
+    array.put_rows(np.arange(6), values)
+    array.flush()
+    found = []
+    for native in (blosc_frame._native, lambda: None):
+        monkeypatch.setattr(blosc_frame, "_native", native)
+        opened = open_array(tmp_path / "a")
+        found += [opened.words([4, 1], 10, 45), opened.rows(np.array([4, 1]), (10, 45))]
+    assert blosc_frame._native() is None
+    for each in found:
+        assert np.array_equal(each, values[[4, 1], 10:45])
+
+
+def test_a_frame_of_another_size_or_with_garbage_in_it_is_refused():
+    values = np.repeat(np.arange(4, dtype="<u4"), 25)
+    frame = np.frombuffer(blosc_frame.compress(values, fast=True), np.uint8)
+    for wrong, room in ((frame, 99), (frame[:-1], 100), (np.append(frame, 0), 100)):
+        with pytest.raises(ValueError, match="it holds"):
+            blosc_frame.inflate(wrong.astype(np.uint8), np.empty(room, "<u4"))
+    garbage = frame.copy()
+    garbage[20:] = 255
+    with pytest.raises(ValueError, match="decompress"):
+        blosc_frame.inflate(garbage, np.empty(100, "<u4"))
