@@ -1,8 +1,8 @@
 """A replayed script must not overwrite what the original run wrote: its writes go to a scratch folder, trackers are put offline.
 
 What is written is kept under the scratch folder by its full path, and read from there again. Deleting and renaming act there, too.
-Folders are listed with both. Writes by native code that opens files by itself are not seen; `torch.save` is.
-Room: replay. May touch: `open`, some functions of `os`, `torch.save` and environment variables, in an engine's own process only.
+Folders are listed with both. Writes by native code that opens files by itself are not seen, but for those of torch and safetensors.
+Room: replay. May touch: `open`, some of `os`, torch and safetensors, environment variables, in an engine's own process only.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import errno
+import importlib.util
 import io
 import os
 import shutil
@@ -70,7 +71,23 @@ class Sandbox:
         # With descriptors of folders, `shutil.rmtree` would go by names that say nothing of their folder.
         plain = (shutil, "_use_fd_functions", lambda original: False)
         changing = [*opening, *making, *removing, *moving, *linking, (torch, "save", self._save), plain]
-        return [*changing, *looking, *listing]
+        return [*changing, *looking, *listing, *self._native_patches()]
+
+    def _native_patches(self) -> list[tuple[Any, str, Callable[[Any], Any]]]:
+        """Of safetensors, where it is installed: its code in Rust opens the files that it is given the names of."""
+        saving = [(torch.jit, "save", self._save)]
+        if importlib.util.find_spec("safetensors") is None:
+            return saving
+        safetensors = importlib.import_module("safetensors")
+        reading = [(safetensors, name, self._reading) for name in ("safe_open", "_safe_open_handle")]
+        writing = [(safetensors, "serialize_file", self._save)]
+        return [*saving, *(patch for patch in (*reading, *writing) if hasattr(*patch[:2]))]
+
+    def _reading(self, original: Callable) -> Callable:
+        def read(path: Any, *args: Any, **kwargs: Any) -> Any:
+            return original(self._for_reading(path), *args, **kwargs)
+
+        return read
 
     def _is_path(self, path: Any) -> bool:
         return isinstance(path, (str, os.PathLike)) and not isinstance(path, bytes)

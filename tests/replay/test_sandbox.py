@@ -6,7 +6,10 @@ import builtins
 import io
 import os
 import shutil
+import sys
 import tempfile
+import types
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -234,6 +237,27 @@ class TestRemovingAndMoving:
     def test_a_second_name(self):
         os.link("old.txt", "same.txt")
         assert read("same.txt") == "old"
+
+
+def test_files_of_safetensors(scratch, home, monkeypatch):
+    asked = {}
+    fake = types.ModuleType("safetensors")
+    fake.__spec__ = ModuleSpec("safetensors", None)
+    fake.serialize_file = lambda tensors, path, **more: asked.update(written=str(path), **more)
+    fake.safe_open = lambda path, framework: asked.update(read=str(path), framework=framework)
+    monkeypatch.setitem(sys.modules, "safetensors", fake)
+    with Sandbox(scratch).entered():
+        fake.serialize_file({}, Path("runs/best.safetensors"), metadata=None)
+        fake.safe_open("old.txt", framework="pt")
+        Path("old.txt").write_text("new")
+        assert asked == {"written": f"{scratch}/files{home}/runs/best.safetensors", "metadata": None} | {
+            "read": "old.txt",
+            "framework": "pt",
+        }
+        fake.safe_open("old.txt", framework="pt")
+        assert asked["read"] == f"{scratch}/files{home}/old.txt"
+    fake.serialize_file({}, "here")
+    assert asked["written"] == "here"
 
 
 def test_it_tells_what_it_held_back(scratch, home):
