@@ -48,7 +48,7 @@ class Answer:
 
 def answers(run: Recorded) -> list[Answer]:
     """All answers that the run has."""
-    return [found for question in (*QUICK, *SLOW) for found in _asked(question, run)]
+    return [found for question in ALL for found in _asked(question, run)]
 
 
 def quick_answers(run: Recorded) -> list[Answer]:
@@ -195,7 +195,7 @@ def _exact(run: Recorded) -> Iterator[Answer]:
 
 
 QUICK: Final = (_loss, _exact)
-SLOW: Final = (_trouble, _likeness, _fighting, _deaths)
+ALL: Final = (_loss, _trouble, _likeness, _fighting, _deaths, _exact)
 
 
 @dataclass(frozen=True)
@@ -215,9 +215,14 @@ def standouts(findings: Iterable[Finding]) -> list[Standout]:
     for one in findings:
         groups.setdefault((one.kind, one.step, one.advice), []).append(one)
     return [
-        Standout(kind.replace("_", " "), step, tuple(one.evidence for one in own), advice, own[0].query)
+        Standout(kind.replace("_", " "), step, tuple(map(_sentence, own)), advice, own[0].query)
         for (kind, step, advice), own in groups.items()
     ]
+
+
+def _sentence(one: Finding) -> str:
+    """The evidence as it is read: a name of a metric keeps its letters."""
+    return "The " + one.evidence[4:] if one.evidence.startswith("the ") else one.evidence
 
 
 _DETAIL: Final = {

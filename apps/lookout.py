@@ -1,25 +1,31 @@
-"""What stands out in the runs of an app: looked into once for all its pages, in a thread, on a copy that is closed after.
+"""What stands out in the runs of an app: looked into once for all its pages, beside them.
 
-Room: apps. May touch: opens traces, for reading; one thread.
+Answers take a part of a second and are given in a thread. The doctor takes seconds and memory: it is asked in a process
+of its own, `rewind doctor`, so that no page waits for it and nothing of it stays.
+Room: apps. May touch: opens traces, for reading; one thread, one process at a time.
 """
 
 from __future__ import annotations
 
+import json
 import logging
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from analysis.finding import Finding
 from apps.answers import Answer, Standout, answers, standouts
-from apps.doctor import examine
 from apps.recorded import Recorded
-from tracer.errors import RewindError
+from tracer.errors import RewindError, TraceError
 from tracer.trace import open_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 log = logging.getLogger(__name__)
 _KEPT: Final = 32
@@ -41,6 +47,8 @@ class Lookout:
         """Nothing was looked into yet."""
         self._found: dict[tuple[Path, int], Found] = {}
         self._worker: ThreadPoolExecutor | None = None
+        self._doctor: subprocess.Popen[str] | None = None
+        self._closed = False
 
     def look(self, run: Recorded, tell: Callable[[Found], None]) -> None:
         """Have `tell` called with what is found in `run`, from another thread, perhaps more than once: the last is whole."""
@@ -60,8 +68,8 @@ class Lookout:
         try:
             with closing(open_trace(path)) as trace:
                 found = Found(tuple(answers(Recorded(trace, name))))
-                tell(found)
-                return replace(found, standouts=tuple(standouts(examine(trace))))
+            tell(found)
+            return replace(found, standouts=tuple(standouts(self.examine(path))))
         except RewindError as error:
             problem = str(error).removeprefix(f"{path}: ")
         except Exception as error:
@@ -69,7 +77,30 @@ class Lookout:
             problem = f"this failed, which is a bug of Rewind: {type(error).__name__}: {error}"
         return replace(found, standouts=(), problem=problem)
 
+    def examine(self, path: Path) -> list[Finding]:
+        """What `rewind doctor` finds. Raise TraceError where it does not say."""
+        command = [sys.executable, "-m", "apps.cli", "doctor", str(path), "--json"]
+        given = os.environ.get("PYTHONPATH")
+        house = os.pathsep.join([str(Path(__file__).parents[1]), *([given] if given else [])])
+        with subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": house, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            stdin=subprocess.DEVNULL,
+            text=True,
+        ) as self._doctor:
+            if self._closed:
+                self._doctor.kill()
+            said, complaint = self._doctor.communicate()
+        if not said.strip():
+            raise TraceError(complaint.strip().rpartition("\n")[2] or "the doctor ended without a word", path=path)
+        return [Finding(**one) for one in json.loads(said)]
+
     def close(self) -> None:
-        """Begin nothing new; what is under way ends by itself."""
+        """Begin nothing new, and end what is under way."""
+        self._closed = True
         if self._worker is not None:
             self._worker.shutdown(wait=False, cancel_futures=True)
+        if self._doctor is not None and self._doctor.poll() is None:
+            self._doctor.kill()

@@ -18,7 +18,7 @@ export const render = surface((root, send) => {
   const square = () => {
     const count = panes.length, wide = (card.clientWidth || 860) - 30, each = (wide - 28 * (count - 1)) / count;
     const high = innerHeight - (box.getBoundingClientRect().top + scrollY) - 175;
-    return Math.floor(Math.max(140, Math.min(last.side || 760, each < 250 ? wide : each, last.side || Math.max(300, high))));
+    return Math.floor(Math.max(140, Math.min(last.side || 760, each < 250 ? wide : each, last.side || Math.max(380, high))));
   };
   function place(p, event) {
     const [h, w] = last.arrays[p.map.name].shape, side = square();

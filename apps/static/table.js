@@ -15,7 +15,10 @@ export const render = surface((root, send) => {
     el("div", { class: "wide", role: "table", "aria-label": "features" }, head, box, sums));
 
   // As many rows as the window has room for.
-  function stretch() { box.style.height = `${Math.max(320, Math.min(s.order.length * ROW + 2, innerHeight - (box.getBoundingClientRect().top + scrollY) - sums.offsetHeight - 44))}px`; }
+  function stretch() {
+    const room = innerHeight - (box.getBoundingClientRect().top + scrollY) - sums.offsetHeight - 44;
+    box.style.height = `${ROW * Math.max(12, Math.min(s.order.length, Math.floor(room / ROW)))}px`;
+  }
   function edge() { card.style.setProperty("--bar", `${box.offsetWidth - box.clientWidth}px`); }
   const resized = () => (root.isConnected ? (stretch(), edge(), rows()) : removeEventListener("resize", resized));
   addEventListener("resize", resized);

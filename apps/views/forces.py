@@ -11,6 +11,7 @@ import numpy as np
 import panel as pn
 from bokeh.events import Tap
 from bokeh.models import ColorBar, ColumnDataSource, LinearColorMapper
+from bokeh.palettes import Viridis256
 
 from analysis import forces
 from apps.answers import short
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 UNKNOWN = "#{:02X}{:02X}{:02X}".format(*BAD)
 """NaN, as in pictures."""
+VIRIDIS = list(Viridis256)
 SAMPLE = 200
 """So many steps at most show the ratio where it has to be worked out from weights."""
 _RATIOS = {"mask": ("som_magnitude", "grad_magnitude"), "gradient": ("som_norm", "grad_norm_masked")}
@@ -215,6 +217,8 @@ class ForcesView:
         """Take on the page's colours."""
         figures.restyle([p for p in (self._plot, self._line.plot) if p is not None], dark=self._host.dark)
         if self._plot is not None:
+            # Of the scale only what stands out from the card.
+            self._plot.select_one(LinearColorMapper).palette = VIRIDIS[64:] if self._host.dark else VIRIDIS[:232]
             edge = (figures.DARK if self._host.dark else figures.LIGHT)["soft"]
             self._plot.renderers[0].glyph.line_color = self._plot.renderers[0].nonselection_glyph.line_color = edge
         self._pictures.tell({"kind": "theme"})
@@ -275,7 +279,7 @@ class ForcesView:
         kind = "log" if self._built_log else "linear"
         plot = figures.chart("Forces per feature", "", "", height=540, x_axis_type=kind, y_axis_type=kind)
         plot.xaxis.formatter = plot.yaxis.formatter = figures.plain_numbers()
-        mapper = LinearColorMapper("Viridis256", low=0, high=1, nan_color=UNKNOWN)
+        mapper = LinearColorMapper(VIRIDIS, low=0, high=1, nan_color=UNKNOWN)
         points = plot.scatter(
             "x",
             "y",

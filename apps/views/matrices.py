@@ -188,7 +188,7 @@ class MatricesView:
         return [
             {"name": "left", "label": "left", "kind": "select", "options": sources, "value": left},
             {"name": "right", "label": "right", "kind": "select", "options": sources, "value": right},
-            {"name": "at", "label": "at step", "kind": "number", "value": shown, "hint": "the same"},
+            {"name": "at", "label": "at step", "kind": "number", "value": shown, "hint": "same"},
             {
                 "name": "order",
                 "label": "order by",

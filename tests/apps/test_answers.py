@@ -16,6 +16,7 @@ from apps.runs import Runs
 from apps.viewer import Viewer
 from apps.views.overview import overview_frame
 from tests.tracer.synthetic import make_trace
+from tracer.errors import TraceError
 from tracer.trace import open_trace
 
 
@@ -82,7 +83,7 @@ def test_large_matrices_are_thinned():
 def test_a_run_is_looked_into_once_for_all_pages(both, monkeypatch):
     run, _ = both
     lookout, told, count = Lookout(), [], []
-    monkeypatch.setattr("apps.lookout.examine", lambda trace: count.append(trace) or [])
+    monkeypatch.setattr(Lookout, "examine", lambda self, path: count.append(path) or [])
     for _ in range(2):
         done = Event()
         lookout.look(
@@ -94,19 +95,21 @@ def test_a_run_is_looked_into_once_for_all_pages(both, monkeypatch):
     assert [found.standouts for found in told] == [None, (), ()], "the answers come before the doctor's word"
 
 
-def test_answers_stay_where_the_doctor_fails(both, monkeypatch):
+def test_a_doctor_who_cannot_look_says_why(tmp_path):
+    with pytest.raises(TraceError, match="nothing"):
+        Lookout().examine(tmp_path / "nothing")
+
+
+def test_answers_stay_where_the_doctor_fails(both):
     run, _ = both
 
-    def fail(trace):
-        raise KeyError("layout")
-
-    monkeypatch.setattr("apps.lookout.examine", fail)
+    # The keyframes of this trace are none that a doctor could read: its process ends with a complaint.
     lookout, told, done = Lookout(), [], Event()
     lookout.look(run, lambda found: (told.append(found), done.set() if found.standouts is not None else None))
     assert done.wait(60)
     lookout.close()
     assert told[-1].answers
-    assert "KeyError" in told[-1].problem
+    assert "layout" in told[-1].problem
 
 
 def test_what_is_clicked_is_chosen(both):
