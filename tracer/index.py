@@ -328,7 +328,8 @@ def _define(
     """Define all views over `sources`: {table: the SELECTs whose rows are its rows}."""
     store(db, "sessions_known", views.session_table(chain))
     store(db, "branches_known", views.branch_table(chain))
-    store(db, "verdicts_known", addenda.verdicts(chain.path))
+    verdicts = addenda.verdicts(chain.path)
+    store(db, "verdicts_known", verdicts)
     store(db, "hindsight_known", addenda.hindsight(chain.path))
     store(db, "late_known", _late_known(chain.path))
     for name, selects in sources.items():
@@ -336,7 +337,7 @@ def _define(
     columns = db.execute("SELECT * FROM _steps LIMIT 0").description or []
     scalars = [c[0] for c in columns if c[0] not in views.BASE_COLUMNS]
     logged = {column: name for name, column in named["steps"].names.items()}
-    for statement in views.view_statements(scalars, logged):
+    for statement in views.view_statements(scalars, logged, cut=bool(chain.cuts), judged=len(verdicts) > 0):
         db.execute(statement)
 
 

@@ -52,22 +52,23 @@ _OF_THIS = (
 )
 
 
-def view_statements(scalars: list[str], names: dict[str, str]) -> list[str]:
-    """The views that users see, over `_steps` and its like."""
+def view_statements(scalars: list[str], names: dict[str, str], *, cut: bool, judged: bool) -> list[str]:
+    """The views that users see, over `_steps` and its like.
+
+    `cut`: whether a session has been superseded, `judged`: whether there are verdicts. Where it is not so nothing is
+    joined for it, which takes half the time of a question about a million steps.
+    """
     return [
         # A step that a later session made anew has none of the verdicts, or late values, on the one it stands for.
         f"CREATE OR REPLACE VIEW _verdicts AS SELECT v.step, s.session, arg_max(v.verdict, v.generation) AS verdict "
         f"FROM verdicts_known v {_OF_THIS.format('v.time')} GROUP BY ALL",
-        "CREATE OR REPLACE VIEW all_steps AS "
-        "SELECT s.*, v.verdict, coalesce(s.step >= k.cut, false) AS superseded "
-        "FROM _steps s LEFT JOIN sessions_known k USING (session) "
-        "LEFT JOIN _verdicts v ON v.step = s.step AND v.session = s.session",
+        _all_steps(cut=cut, judged=judged),
         "CREATE OR REPLACE VIEW steps AS SELECT * EXCLUDE (superseded) FROM all_steps WHERE NOT superseded",
         "CREATE OR REPLACE VIEW _hindsight AS SELECT v.step, v.name, arg_max(v.value, v.generation) AS value, v.source "
         f"FROM hindsight_known v {_OF_THIS.format('v.generation / 1e9')} AND v.value IS NOT NULL GROUP BY ALL",
         _metrics_view(scalars, names),
-        *(_current(name) for name in ("features", "keyframes", "events")),
-        _current("captures", "recorded_captures"),
+        *(_current(name, cut=cut) for name in ("features", "keyframes", "events")),
+        _current("captures", "recorded_captures", cut=cut),
         "CREATE OR REPLACE VIEW captures AS SELECT *, 'recorded' AS source FROM recorded_captures UNION ALL BY NAME "
         f"SELECT v.* EXCLUDE (time), s.session FROM late_known v {_OF_THIS.format('v.time')} "
         "QUALIFY row_number() OVER (PARTITION BY v.step, v.key, v.source ORDER BY v.time DESC) = 1",
@@ -79,12 +80,24 @@ def view_statements(scalars: list[str], names: dict[str, str]) -> list[str]:
     ]
 
 
-def _current(name: str, view: str | None = None) -> str:
-    """A view without the rows that a later session superseded."""
+def _all_steps(*, cut: bool, judged: bool) -> str:
+    verdict, superseded, joined = "CAST(NULL AS VARCHAR)", "false", ""
+    if cut:
+        superseded = "coalesce(s.step >= k.cut, false)"
+        joined += " LEFT JOIN sessions_known k USING (session)"
+    if judged:
+        verdict = "v.verdict"
+        joined += " LEFT JOIN _verdicts v ON v.step = s.step AND v.session = s.session"
     return (
-        f"CREATE OR REPLACE VIEW {view or name} AS SELECT t.* FROM _{name} t LEFT JOIN sessions_known k USING (session) "
-        "WHERE coalesce(t.step < k.cut, true)"
+        f"CREATE OR REPLACE VIEW all_steps AS SELECT s.*, {verdict} AS verdict, {superseded} AS superseded "
+        f"FROM _steps s{joined}"
     )
+
+
+def _current(name: str, view: str | None = None, *, cut: bool) -> str:
+    """A view without the rows that a later session superseded."""
+    superseded = " LEFT JOIN sessions_known k USING (session) WHERE coalesce(t.step < k.cut, true)" if cut else ""
+    return f"CREATE OR REPLACE VIEW {view or name} AS SELECT t.* FROM _{name} t{superseded}"
 
 
 def _metrics_view(scalars: list[str], names: dict[str, str]) -> str:

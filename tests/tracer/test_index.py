@@ -11,7 +11,7 @@ import pytest
 import xxhash
 
 from tests.tracer.synthetic import BATCH, make_trace
-from tracer import addenda, index, tables
+from tracer import addenda, index, tables, views
 from tracer.errors import DamageError, UsageError
 from tracer.index import Index
 from tracer.sealer import TailSealer, seal
@@ -343,3 +343,17 @@ def test_what_could_not_be_taken_over_is_taken_the_next_time(tmp_path, monkeypat
         assert trace.sql("select count(*), count(distinct step) from steps").fetchall() == [(40, 40)]
         TailSealer(tmp_path / "t").seal(0, rolled_only=True)
         assert trace.sql("select count(*), count(distinct step) from steps").fetchall() == [(40, 40)]
+
+
+def test_what_is_not_joined_would_have_said_nothing(tmp_path, monkeypatch):
+    make_trace(tmp_path / "t", steps=40, inputs=4, features=4, nan_at=7)
+    found, real = [], views.view_statements
+    for joined in (False, True):
+        with monkeypatch.context() as patch:
+            if joined:
+                patch.setattr(views, "view_statements", lambda *a, **_: real(*a, cut=True, judged=True))
+            with open_trace(tmp_path / "t") as trace:
+                schema = trace.schema()
+                rows = {view: trace.sql(f"select * from {view} order by all").fetchall() for view in schema}
+                found.append((schema, repr(rows)))
+    assert found[0] == found[1]
