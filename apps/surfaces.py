@@ -1,7 +1,8 @@
-"""What the browser paints itself: the page's frame, pictures, tables, matrices. Each is one script of `static/`.
+"""What the browser paints itself: the page's frame, pictures, tables, matrices.
 
-A surface gets whole frames of bytes (`apps.frame`) and sends small JSON messages; it asks for its first frame by
-`{"do": "ready"}`, so nothing is lost while the page loads. No script imports anything: no request leaves the machine.
+Each is a script of `static/` that has its class's name, and a style sheet of that name where it needs one. It gets whole
+frames of bytes (`apps.frame`) and sends small JSON messages; it asks for its first frame by `{"do": "ready"}`, so
+nothing is lost while the page loads. No script imports anything: no request leaves the machine.
 Room: apps. May touch: reads `static/`.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from panel.custom import JSComponent
 
@@ -28,16 +29,21 @@ def _read(name: str) -> str:
     return path.read_text("utf-8") if path.exists() else ""
 
 
-def _script(*names: str) -> str:
-    css = json.dumps(_read("app.css"))
-    return "\n".join([f"const CSS = {css};", _read("common.js"), *(_read(f"{name}.js") for name in names)])
-
-
 class Surface(JSComponent):
     """A component that the browser paints from frames; the last one is sent again when a page asks."""
 
     __abstract = True
     _esm = "export const render = () => document.createElement('div')"
+    _with: ClassVar[tuple[str, ...]] = ()
+    """Further scripts of `static/`, each with its style sheet, that are a part of this one."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Take the script and the style sheets from `static/`."""
+        names = (*cls._with, cls.__name__.lower())
+        colours = f"const CSS = {json.dumps(_read('app.css'))};"
+        cls._esm = "\n".join([colours, *(_read(f"{name}.js") for name in ("common", *names))])
+        cls._stylesheets = [_read(f"{name}.css") for name in ("surface", *names)]
+        super().__init_subclass__(**options)
 
     def __init__(self, heard: Callable[[dict[str, Any]], None] | None = None, **params: Any) -> None:
         """`heard` gets each message of the page but `ready`, which is answered here."""
@@ -68,75 +74,43 @@ class Surface(JSComponent):
             self._heard(data)
 
 
-def _styles(*names: str) -> list[str]:
-    return [_read("surface.css"), *(_read(f"{name}.css") for name in names)]
-
-
 class Shell(Surface):
-    """Run, facts, scrubber, tabs, keys; of a live run its progress and its buttons."""
+    """Run, facts, scrubber, tabs, keys; of a live run its progress and its buttons. It brings the page's colours."""
 
-    _esm = _script("line", "strip", "photo", "shell")
-    _stylesheets = _styles("shell", "strip")
+    _with = ("line", "strip", "photo")
 
 
 class Overview(Surface):
     """The first look at a run."""
 
-    _esm = _script("overview")
-    _stylesheets = _styles("overview")
-
 
 class Grid(Surface):
     """The images of a batch."""
-
-    _esm = _script("grid")
-    _stylesheets = _styles("grid")
 
 
 class Table(Surface):
     """The feature table."""
 
-    _esm = _script("table")
-    _stylesheets = _styles("table")
-
 
 class Bar(Surface):
     """A row of controls, and words beside them."""
-
-    _esm = _script("bar")
-    _stylesheets = _styles("bar")
 
 
 class Note(Surface):
     """Words where there is nothing to show, and what one may do about it."""
 
-    _esm = _script("note")
-    _stylesheets = _styles("note")
-
 
 class Pictures(Surface):
     """A few pictures at one colour scale."""
-
-    _esm = _script("pictures")
-    _stylesheets = _styles("pictures")
 
 
 class Maps(Surface):
     """Matrices side by side with one cursor."""
 
-    _esm = _script("maps")
-    _stylesheets = _styles("maps")
-
 
 class Replayer(Surface):
     """The replay tab."""
 
-    _esm = _script("replayer")
-    _stylesheets = _styles("replayer")
-
 
 class Console(Surface):
     """The SQL console."""
-
-    _esm = _script("console")
-    _stylesheets = _styles("console")

@@ -32,8 +32,12 @@ export const render = surface((root, send) => {
       const width = side * Math.min(1, w / h), height = side * Math.min(1, h / w), c = sized(p.canvas, width, height);
       c.imageSmoothingEnabled = false; c.drawImage(p.image, 0, 0, width, height);
       const chosen = last.order ? last.order.indexOf(last.feature) : last.feature;
-      c.strokeStyle = ink("accent"); c.lineWidth = 1.5;
-      if (chosen >= 0 && chosen < h) c.strokeRect(0.5, chosen * height / h, width - 1, height / h);
+      p.canvas.parentNode.style.width = `${side}px`;
+      // On a white edge, so that it is seen on any colour.
+      for (const [colour, wide] of [["#fff", 3.5], ["#1f5fd0", 1.5]]) {
+        c.strokeStyle = colour; c.lineWidth = wide;
+        if (chosen >= 0 && chosen < h) c.strokeRect(1, chosen * height / h, width - 2, height / h);
+      }
       if (spot && spot[0] < h && spot[1] < w) {
         c.strokeStyle = "#000"; c.lineWidth = 1; c.strokeRect(spot[1] * width / w, spot[0] * height / h, Math.max(2, width / w), Math.max(2, height / h));
         c.globalAlpha = .35; c.beginPath(); c.moveTo(0, (spot[0] + .5) * height / h); c.lineTo(width, (spot[0] + .5) * height / h);

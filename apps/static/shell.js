@@ -3,7 +3,7 @@ const KEYS = [
   ["← / →", "one step back / forward"], ["Shift + ← / →", "100 steps back / forward"], ["Home / End", "first / last step"],
   ["Space", "play or stop"], ["r", "play the other way"], ["0 … 8", "tabs, from the overview to SQL"], ["u / Shift + u", "undo / redo a change of view"],
   ["t", "light or dark"], ["g", "type a step number"], ["l", "jump to live: go along with a run that goes on"],
-  ["p", "pause or resume a run that goes on"], ["n", "one step of a paused run"], ["Shift + drag on the track", "choose a range to loop; Esc clears it"], ["?", "this list"],
+  ["p", "pause or resume a run that goes on"], ["n", "one step of a paused run"], ["Shift + drag on the track", "choose a range to loop; Esc clears it"], ["[ / ]", "the image before / after, where the batch has the focus"], ["?", "this list"],
 ];
 
 // Icons as paths on a 16 x 16 field, drawn in the colour of their button.

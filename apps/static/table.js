@@ -51,7 +51,7 @@ export const render = surface((root, send) => {
     pad.replaceChildren(...made);
   }
   function header() {
-    const cell = (name, text) => el("button", { class: s.by === name ? "sorted" : "", role: "columnheader", "aria-sort": s.by === name ? (s.down ? "descending" : "ascending") : "none",
+    const cell = (name, text) => el("button", { class: `${s.by === name ? "sorted" : ""} ${/^(feature|status)$/.test(name) ? "words" : ""}`, role: "columnheader", "aria-sort": s.by === name ? (s.down ? "descending" : "ascending") : "none",
       onclick: () => { s.down = s.by === name ? !s.down : name !== "feature"; s.by = name; header(); arrange(); } }, text + (s.by === name ? (s.down ? " ↓" : " ↑") : ""));
     head.replaceChildren(cell("feature", "feature"), ...(s.judged ? [cell("status", "status")] : []), ...s.names.map((n) => cell(n, n.replaceAll("_", " "))));
     card.style.setProperty("--cols", `76px ${s.judged ? "104px " : ""}repeat(${s.names.length}, minmax(84px, ${s.judged ? "1fr" : "170px"}))`);

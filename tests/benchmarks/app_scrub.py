@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TABS = ("batch", "features", "forces", "matrices", "trajectories", "metrics")
+ALL_TABS = ("overview", *TABS, "replay", "sql")
 PARTS = ("scrub", "long", "points", "memory")
 P50, P95, FIRST, LAG, ZOOM, SESSION = 70, 120, 2.5, 150, 150, 10
 STEPS, DENSE, POINTS = 100_000, range(50_000, 50_600), 10_000_000
@@ -153,31 +154,33 @@ def points(trace: str) -> list[Row]:
     return [(name, f"{ZOOM} ms", f"{p50:.0f} / {p95:.0f} ms")]
 
 
-def memory(trace: str, presses: int, pages: int = 4) -> list[Row]:
-    """What a page holds on the server after much scrubbing, and what is left when it is closed."""
+def memory(trace: str, presses: int, pages: int = 3, rounds: int = 2) -> list[Row]:
+    """What a page holds on the server after much scrubbing, and what is left when it is closed, round after round."""
     command = [sys.executable, "-m", "apps.cli", "app", trace]
+    rows, scrubs = [], presses * len(ALL_TABS)
     with served(command) as (url, process), chromium.browser() as browser:
         for page in [chromium.Page(browser, url, "step=20") for _ in range(pages)]:
             wander(page, presses)  # what all pages share is there from now on, and the allocator has what pages need
         close_all(browser, process)
         before = resident(process.pid)
-        opened = [chromium.Page(browser, url, "step=20") for _ in range(pages)]
-        for page in opened:
-            wander(page, presses)
-        during = resident(process.pid)
-        close_all(browser, process)
-        after = resident(process.pid)
-    each, left = (during - before) / pages, (after - before) / pages
-    scrubs = presses * len(TABS)
-    return [
-        (f"memory of a page after {scrubs} steps on all tabs", f"{SESSION} MB", f"{each:.1f} MB"),
-        ("of it still held after the page was closed", "0 MB", f"{left:.1f} MB"),
-    ]
+        for number in range(1, rounds + 1):
+            opened = [chromium.Page(browser, url, "step=20") for _ in range(pages)]
+            for page in opened:
+                wander(page, presses)
+            each = (resident(process.pid) - before) / pages
+            close_all(browser, process)
+            left = (resident(process.pid) - before) / (pages * number)
+            what = f"memory of a page after {scrubs} steps on all tabs, round {number} of {pages} pages"
+            rows += [
+                (what, f"{SESSION} MB", f"{each:.1f} MB"),
+                (f"of each page so far still held after all were closed, round {number}", "0 MB", f"{left:.1f} MB"),
+            ]
+    return rows
 
 
 def wander(page: chromium.Page, presses: int) -> None:
     """Scrub on every tab."""
-    for tab in TABS:
+    for tab in ALL_TABS:
         go(page, tab, 20)
         page.page.evaluate(SCRUB, presses)
 

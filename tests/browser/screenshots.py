@@ -13,6 +13,7 @@ from tests.tracer.live_run import LiveRun
 
 DOCS = chromium.HOUSE / "docs"
 SHOTS = {
+    "overview": ("", "light", ""),
     "batch": ("step=20&feature=9", "light", ""),
     "features": ("step=250&feature=9", "light", ""),
     "forces": ("step=20&feature=9", "light", ""),
@@ -76,6 +77,8 @@ def shoot(browser, url: str, tab: str, *shot: str) -> None:
         page.page.get_by_label("order by").select_option("cluster")
     elif press:
         page.page.get_by_role("button", name=press).first.click()
+    if tab == "overview":
+        page.page.get_by_text("features converging").wait_for(timeout=90_000)
     if tab == "replay":
         page.page.wait_for_selector("[data-verdict]", timeout=90_000)
     keep(page, tab)
