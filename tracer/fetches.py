@@ -9,7 +9,7 @@ Room: tracer. May touch: nothing of the program but the batches it is given.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tracer import rng
 from tracer.batches import BatchEncoder, Draft, EncodedBatch, NewSamples, batch_size
@@ -35,6 +35,43 @@ class Fetched:
         add_ids(sections, self.batch, prefix)
         sizes = [len(b) for b in self.batch.inline]
         return {"batch": self.batch.node, "inline": sizes, "rng": encode_rng(sections, self.rng, prefix)}
+
+
+class Taken(NamedTuple):
+    """What one step fetched."""
+
+    left: bool
+    own: Fetched | None
+    extras: list[Fetched]
+    trials: list[tuple[int, Site, Fetched]]
+    site: Site
+    serial: int
+    trained: int | None
+
+    @property
+    def nbytes(self) -> int:
+        """How many bytes its record has inline."""
+        own = self.own.batch.nbytes if self.own is not None and self.own.batch is not None else 0
+        if not self.extras and not self.trials:
+            return own
+        more = (*self.extras, *(trial for _, _, trial in self.trials))
+        return own + sum(fetched.batch.nbytes for fetched in more if fetched.batch is not None)
+
+    def header(self, sections: list[Section]) -> dict[str, Any]:
+        """Return the fields of the step's record, the bytes as sections."""
+        if self.own is None:
+            return {"left": self.left, "batch": None, "inline": [], "rng": None, "discarded": 0}
+        fields = {"left": self.left, **self.own.described(sections, "")}
+        if self.extras:
+            fields["extras"] = [x.described(sections, f"x{i}.") for i, x in enumerate(self.extras)]
+        fields["discarded"] = sum(
+            site == self.site and serial not in (self.serial, self.trained) for serial, site, _ in self.trials
+        )
+        for name, serial in (("trailing", self.trained), ("skipped", self.serial)):
+            own = [fetched for s, _, fetched in self.trials if s == serial]
+            if own and (name == "skipped" or self.left):
+                fields[name] = [f.described(sections, f"{name[0]}{i}.") for i, f in enumerate(own)]
+        return fields
 
 
 class Fetches:
@@ -122,22 +159,6 @@ class Fetches:
         """Without a DataLoader: the batch, of `size` samples, is what the model was given."""
         self._now, self.size = Fetched(draft.encoded(size), None), size
 
-    def header(self, sections: list[Section]) -> dict[str, Any]:
-        """Return the fields of the step's record, the bytes as sections."""
-        if self._now is None:
-            return {"left": self._left, "batch": None, "inline": [], "rng": None, "discarded": 0}
-        fields = {"left": self._left, **self._now.described(sections, "")}
-        if self._extras:
-            fields["extras"] = [x.described(sections, f"x{i}.") for i, x in enumerate(self._extras)]
-        fields["discarded"] = sum(
-            site == self._site and serial not in (self._serial, self._trained) for serial, site, _ in self._trials
-        )
-        for name, serial in (("trailing", self._trained), ("skipped", self._serial)):
-            own = [fetched for s, _, fetched in self._trials if s == serial]
-            if own and (name == "skipped" or self._left):
-                fields[name] = [f.described(sections, f"{name[0]}{i}.") for i, f in enumerate(own)]
-        return fields
-
     def new_samples(self) -> list[NewSamples]:
         """The samples that were met for the first time since this was last asked."""
         return self._encoder.take_new()
@@ -146,11 +167,15 @@ class Fetches:
         """What was written is gone: every sample is a new one again, under a new number."""
         self._encoder.forget()
 
-    def ended(self, *, by_loader: bool) -> None:
-        """The step is over."""
+    def taken(self, *, by_loader: bool) -> Taken:
+        """The step is over: return what it fetched, and begin anew."""
+        taken = Taken(self._left, self._now, self._extras, self._trials, self._site, self._serial, self._trained)
         if by_loader:
             self._trained = self._serial
         self._left = False
         self._now = None
-        self._trials.clear()
-        self._extras.clear()
+        if self._trials:
+            self._trials = []
+        if self._extras:
+            self._extras = []
+        return taken

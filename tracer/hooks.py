@@ -75,13 +75,18 @@ class _Guard:
 
 
 @contextlib.contextmanager
-def installed(events: Events, *, thread: int | None = None) -> Iterator[None]:
-    """Send what happens to `events` while the block runs; `thread` names the only thread to listen to, if it is known."""
+def installed(
+    events: Events, *, thread: int | None = None, before_backward: Callable[[], None] = lambda: None
+) -> Iterator[None]:
+    """Send what happens to `events` while the block runs; `thread` names the only thread to listen to, if it is known.
+
+    `before_backward` is called before every backward pass, in any thread: for long the interpreter is not needed then.
+    """
     guard = _Guard(events, thread)
     with contextlib.ExitStack() as stack:
         stack.callback(guard.close)
         scaled = _patch_scaler(stack)
-        _patch_backward(stack, guard, scaled)
+        _patch_backward(stack, guard, scaled, before_backward)
         _patch_fetch(stack, guard)
         pre = register_optimizer_step_pre_hook(lambda o, a, k: now.optimizer_pre(o) if (now := guard.open()) else None)
         stack.callback(pre.remove)
@@ -92,17 +97,27 @@ def installed(events: Events, *, thread: int | None = None) -> Iterator[None]:
         yield
 
 
-def watch_forward(events: Events, wants: Callable[[torch.nn.Module], bool]) -> Callable[[], None]:
-    """Send the forward calls of modules that `wants` names to `events`, until the returned function is called.
+class Wanted:
+    """Whose forward calls are wanted: of the modules whose ids are in `roots`, or `all`."""
 
-    `wants` is asked at every module's call, `events` told in the thread that trains, where gradients are on.
+    __slots__ = ("all", "roots")
+
+    def __init__(self) -> None:
+        self.all = True
+        self.roots: frozenset[int] = frozenset()
+
+
+def watch_forward(events: Events, wanted: Wanted) -> Callable[[], None]:
+    """Send the forward calls of modules that are `wanted` to `events`, until the returned function is called.
+
+    `events` is told in the thread that trains, where gradients are on.
     """
     thread, forks = threading.get_ident(), _Forks.count
 
     def forward(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         # A data worker that was forked off has the hook, too: it may call modules, as transforms.
         if (
-            wants(module)
+            (wanted.all or id(module) in wanted.roots)
             and torch.is_grad_enabled()
             and (_Forks.count, threading.get_ident()) == (forks, thread)
             and not torch.compiler.is_compiling()
@@ -139,7 +154,10 @@ def _patch_scaler(stack: contextlib.ExitStack) -> dict[int, tuple[Any, Any]]:
 
 
 def _patch_backward(  # noqa: C901  two wrappers that share a flag, flat inside
-    stack: contextlib.ExitStack, guard: _Guard, scaled: dict[int, tuple[Any, Any]]
+    stack: contextlib.ExitStack,
+    guard: _Guard,
+    scaled: dict[int, tuple[Any, Any]],
+    before: Callable[[], None],
 ) -> None:
     def true_loss(loss: Any) -> Any:
         return scaled[id(loss)][1] if id(loss) in scaled else loss
@@ -147,8 +165,8 @@ def _patch_backward(  # noqa: C901  two wrappers that share a flag, flat inside
     def tell(losses: Any) -> None:
         events = guard.open()
         if events is not None:
-            each = losses if isinstance(losses, (list, tuple)) else (losses,)
-            events.backward(tuple(true_loss(loss) for loss in each))
+            each = tuple(losses) if isinstance(losses, (list, tuple)) else (losses,)
+            events.backward(tuple(map(true_loss, each)) if scaled else each)
 
     inside = [False]  # `Tensor.backward` calls `torch.autograd.backward`: one call, told once
 
@@ -156,6 +174,7 @@ def _patch_backward(  # noqa: C901  two wrappers that share a flag, flat inside
         @functools.wraps(original)
         def backward(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             outer, inside[0] = inside[0], True
+            before()
             try:
                 result = original(self, *args, **kwargs)
             finally:
@@ -168,6 +187,8 @@ def _patch_backward(  # noqa: C901  two wrappers that share a flag, flat inside
     def function(original: Callable) -> Callable:
         @functools.wraps(original)
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+            if not inside[0]:
+                before()
             result = original(tensors, *args, **kwargs)
             if not inside[0]:
                 tell(tensors)

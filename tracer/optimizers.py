@@ -47,7 +47,7 @@ class Optimizers:
 
     def index(self, optimizer: torch.optim.Optimizer) -> int:
         """Its place among those that still exist."""
-        return self.living().index(optimizer)
+        return 0 if len(self._refs) == 1 else self.living().index(optimizer)
 
 
 def all_living() -> list[torch.optim.Optimizer]:

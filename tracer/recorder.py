@@ -58,6 +58,7 @@ class Recorder:
     ) -> None:
         """Nothing happens yet. `at`: where a further session begins if its first state is none of the recorded ones."""
         self.path = Path(path).absolute()  # the program may change its working directory
+        self._pid = os.getpid()
         self.options = options
         self._program = program
         self._append = append
@@ -91,7 +92,9 @@ class Recorder:
         self._live = Live(self.path, self._steps, pause_at=self._pause_at, errands=self._errands)
         self._steps.live = self._live
         self._live.start()
-        self._stack.enter_context(hooks.installed(self._steps.shield))
+        self._stack.enter_context(
+            hooks.installed(self._steps.shield, before_backward=self._steps.writing.backlog.nudge)
+        )
         active.set_listener(self._steps.shield)
         self._stack.callback(active.set_listener, None)
         self._stack.enter_context(_on_sigterm(self))
@@ -174,7 +177,7 @@ class Recorder:
             return Journal(self.path, self._session, row, step, self._errands)
         from tracer.flight import FlightJournal  # noqa: PLC0415  few recordings have one
 
-        return FlightJournal(self.path, self._session, row, step, self._errands, flight=flight)
+        return FlightJournal(self.path, self._session, row, step, self._errands, flight=flight, now=lambda: self.step)
 
     def _place(self, fingerprint: str) -> tuple[int, int, str | None]:
         assert self._facts is not None
@@ -222,8 +225,8 @@ class Recorder:
 
     def close(self, status: str = "finished") -> None:
         """End the session. Nothing that was recorded is lost, whatever the status."""
-        if self._steps is None or self._facts is None:
-            return
+        if self._steps is None or self._facts is None or os.getpid() != self._pid:
+            return  # What is forked from the program ends nothing.
         steps, self._steps = self._steps, None
         self.live.end()
         steps.shield.close(failed=status != "finished")
@@ -239,7 +242,7 @@ class Recorder:
         try:
             self._journal.close(status)
             self._note(replace(session, ended=time.time(), status=status, note=note))
-            self.live.progress.write(status)
+            self.live.progress.end(steps.writing.last, status)
         except OSError as error:
             _log.error("the end of %s could not be written: %s", self.path, error)
         if self._sealer is not None:
@@ -252,6 +255,11 @@ class Recorder:
         if self._live is None:
             raise UsageError("nothing is being recorded yet")
         return self._live
+
+    def flush(self) -> None:
+        """Return when all steps that are over can be read by others (else it takes up to a fortieth of a second)."""
+        if self._steps is not None:
+            self._steps.writing.backlog.drain()
 
     def pause(self) -> None:
         """Hold the run at the end of its current step: from another thread, or from the loop itself. # S4.1"""
@@ -314,11 +322,9 @@ def _on_sigterm(recorder: Recorder) -> Iterator[None]:
 
     def handler(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if os.getpid() == owner:
-            recorder.close("terminated")
+        recorder.close("terminated")
         os.kill(os.getpid(), signal.SIGTERM)
 
-    owner = os.getpid()
     signal.signal(signal.SIGTERM, handler)
     try:
         yield

@@ -270,4 +270,8 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stderr.flush()
+    os._exit(
+        code
+    )  # The recording waits for the end: all is on disk, and taking down what was loaded takes longer than a step.

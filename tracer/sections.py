@@ -41,7 +41,10 @@ class OpenStep:
     closure_losses: int = 0
     lr: float | None = None
     more_lr: dict[str, float] = field(default_factory=dict)
+    single: dict[str, float] = field(default_factory=dict)
     grad_squares: float = 0.0
+    squares_before: float = 0.0
+    closures_before: int = 0
     stepped: bool = False
     grads: dict[str, bytes] = field(default_factory=dict)
     logs: dict[str, float] = field(default_factory=dict)
@@ -61,14 +64,21 @@ class OpenStep:
                 self.losses.append(loss.detach())
 
     def loss(self) -> float | None:
-        """The sum of what was propagated back in this step (of a closure, its first value); None if nothing scalar was."""
+        """The sum of what was propagated back in this step (of a closure, its first value); None if nothing scalar was.
+
+        The step holds on to the losses no longer, only to their values.
+        """
+        if not self.losses:
+            return None
         found = [float(loss) for loss in self.losses]
-        return sum(found[1:], found[0]) if found else None
+        if len(found) > 1:
+            self.single = {f"loss_{i}": value for i, value in enumerate(found)}
+        self.losses = []
+        return sum(found[1:], found[0])
 
     def scalars(self) -> dict[str, float]:
         """Every further scalar of the step: more learning rates, single losses where there were several, what was logged."""
-        single = {f"loss_{i}": float(v) for i, v in enumerate(self.losses)} if len(self.losses) > 1 else {}
-        return {**self.more_lr, **single, **self.logs}
+        return {**self.more_lr, **self.single, **self.logs}
 
     def note_options(self, optimizer: torch.optim.Optimizer, index: int) -> None:
         """Keep the learning rates in force: `lr` is the first group's of the first optimizer that steps."""
@@ -114,8 +124,12 @@ def described(key: str, tensor: torch.Tensor, dims: Sequence[str] | None) -> dic
 def model_inputs(args: tuple[Any, ...], caller: FrameType | None) -> list[Any]:
     """The model's inputs, and the tensors beside them in the loop that have as many rows: targets, most likely."""
     inputs = list(args)
-    first = next((a for a in inputs if isinstance(a, torch.Tensor) and a.dim()), None)
-    if first is None or caller is None:
+    for first in inputs:
+        if isinstance(first, torch.Tensor) and first.dim():
+            break
+    else:
+        return inputs
+    if caller is None:
         return inputs
     seen = {id(a) for a in args}
     for value in frames.live_locals(caller).values():
@@ -130,9 +144,10 @@ def model_inputs(args: tuple[Any, ...], caller: FrameType | None) -> list[Any]:
 
 def input_size(inputs: list[Any]) -> int | None:
     """The number of samples that a model was given: a vector of numbers is one sample."""
-    first = next((x for x in inputs if isinstance(x, torch.Tensor)), None)
-    batched = first is None or first.dim() > 1 or not first.is_floating_point()
-    return batch_size(inputs) if batched else 1
+    for first in inputs:
+        if isinstance(first, torch.Tensor):
+            return batch_size(inputs) if first.dim() > 1 or not first.is_floating_point() else 1
+    return batch_size(inputs)
 
 
 def add_ids(sections: list[Section], batch: EncodedBatch, prefix: str) -> None:

@@ -38,7 +38,8 @@ class Shield:
             self._left_out.add(what)
             _log.warning("%s is left out: %s", what, why)
 
-    def _fail(self, error: Exception) -> None:
+    def fail(self, error: Exception) -> None:
+        """Something is wrong with the recorder: it ends, the program goes on."""
         if self.failure is None:
             self.failure = f"{type(error).__name__}: {error}"
             where = traceback.extract_tb(error.__traceback__)[-1]
@@ -66,31 +67,49 @@ class Shield:
         except Exception as error:
             if raised:
                 raise
-            self._fail(error)
+            self.fail(error)
         return outcome[0] if outcome else native()
+
+    # The four that come at every step say it all themselves: each call between would be one more in each.
+
+    def forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A module is called."""
+        if self.failure is None:
+            try:
+                self._steps.forward(module, args)
+            except Exception as error:  # noqa: BLE001  as above
+                self.fail(error)
+
+    def backward(self, losses: tuple[Any, ...]) -> None:
+        """A backward pass has run."""
+        if self.failure is None:
+            try:
+                self._boundary.backward(losses)
+            except Exception as error:  # noqa: BLE001  as above
+                self.fail(error)
+
+    def optimizer_pre(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer is about to step."""
+        if self.failure is None:
+            try:
+                self._boundary.optimizer_pre(optimizer)
+            except Exception as error:  # noqa: BLE001  as above
+                self.fail(error)
+
+    def optimizer_post(self, optimizer: torch.optim.Optimizer) -> None:
+        """An optimizer has stepped."""
+        if self.failure is None:
+            try:
+                self._boundary.optimizer_post(optimizer)
+            except Exception as error:  # noqa: BLE001  as above
+                self.fail(error)
 
     def _pass_on(self, call: Callable[..., None], *arguments: Any) -> None:
         if self.failure is None:
             try:
                 call(*arguments)
             except Exception as error:  # noqa: BLE001  as above
-                self._fail(error)
-
-    def forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A module is called."""
-        self._pass_on(self._boundary.forward, module, args, kwargs)
-
-    def backward(self, losses: tuple[Any, ...]) -> None:
-        """A backward pass has run."""
-        self._pass_on(self._boundary.backward, losses)
-
-    def optimizer_pre(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer is about to step."""
-        self._pass_on(self._boundary.optimizer_pre, optimizer)
-
-    def optimizer_post(self, optimizer: torch.optim.Optimizer) -> None:
-        """An optimizer has stepped."""
-        self._pass_on(self._boundary.optimizer_post, optimizer)
+                self.fail(error)
 
     def capture(self, key: str, value: Any, dims: Sequence[str] | None) -> None:
         """User code gives a tensor."""

@@ -15,28 +15,28 @@ import numpy as np
 import torch
 
 from tracer import frames, hooks, hyperparameters, keyframe, registry, values, walk
+from tracer.ahead import Ahead
 from tracer.batches import BatchEncoder
 from tracer.boundary import Boundary
-from tracer.emission import Emission
 from tracer.errors import UsageError
 from tracer.fetches import Fetches
 from tracer.gradients import grad_norm
 from tracer.journal import Journal
 from tracer.optimizers import Optimizers
 from tracer.pace import KeyframePace
+from tracer.passed import Passed
 from tracer.sections import (
     OpenStep,
-    Section,
     described,
     fits_float,
     input_size,
     model_inputs,
     number,
-    pack_grads,
     same_tensors,
 )
 from tracer.shield import Shield
 from tracer.tail import checksum
+from tracer.writing import Writing
 
 if TYPE_CHECKING:
     from tracer.live import Live
@@ -53,28 +53,30 @@ class StepRecorder:
     def __init__(self, open_journal: OpenJournal, options: Options, session: int) -> None:
         """`open_journal` gives, for the fingerprint of the first state, the journal and the number of the first step."""
         self._open_journal = open_journal
-        self._journal: Journal | None = None
         self._options = options
-        self._emission = Emission(options.every, session, self._append)
         self._session = session
         self.boundary = Boundary(self)
         self.shield = Shield(self)
+        self.writing = Writing(options.every, session, self.shield.fail)
         self.trained = False
+        self._ahead = Ahead()
         self._fetches = Fetches(BatchEncoder(options.sample_counts), keep=options.replayable)
         self._constants = keyframe.Constants()
         self._pace = KeyframePace(options.keyframe_every)
         self._optimizers = Optimizers()
         self._registry: registry.Registry | None = None
-        self._roots: frozenset[int] = frozenset()
         self._reader: registry.StateReader | None = None
         self._layouts = 0
         self._code_site: Any = None
         self._state: tuple[str, list[int]] | None = None
-        self._pending: tuple[dict[str, Any], list[Section]] | None = None
+        self._pending: Passed | None = None
         self._now = OpenStep()
-        self._unwatch: Callable[[], None] | None = hooks.watch_forward(self.shield, self.wants)
+        self._wanted = hooks.Wanted()
+        self._unwatch: Callable[[], None] | None = hooks.watch_forward(self.shield, self._wanted)
+        self._replayable, self._grads = options.replayable, options.grads
+        self._peekable = not options.replayable or options.flight is not None
         self.step = 0
-        self._unpassed: dict[str, Any] | None = None
+        self._unpassed: Passed | None = None
         self.finished: OpenStep | None = None
         self.changes: dict[str, Any] = {}
         self.live: Live | None = None
@@ -90,7 +92,8 @@ class StepRecorder:
         self._flush()
         now = self._now = self._carry_over()
         self._fetches.open(batch, left=left)
-        now.rng_hash, now.batch_size = self._fetches.rng_hash, self._fetches.size
+        now.rng_hash = self._fetches.rng_hash
+        now.batch_size = self._ahead.fetched(self._fetches.size, left=left, frame=sys._getframe(1))
         if self._peeked:
             now.fed.add(batch, copy=self._will_hold)
         if self._fetches.left or self._reader is None or self._keyframe_due:
@@ -116,10 +119,6 @@ class StepRecorder:
         self._fetches.discard()
         self._pace.forget(self.step)
 
-    def wants(self, module: torch.nn.Module) -> bool:
-        """Whether a call of `module` says anything: it is a root of the state, or something waits for the next call."""
-        return id(module) in self._roots or self._pending is not None or not self._roots or self._unpassed is not None
-
     def forward(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         """Watched until a DataLoader is seen to drive the loop: where none does, the model's inputs are the batch."""
         if torch._C._functorch.peek_interpreter_stack() is not None:
@@ -127,9 +126,9 @@ class StepRecorder:
         self._flush()
         if self._reader is None:
             self._look(frames.user_frames(sys._getframe(1)))
-        if self._registry is None or self.boundary.open or id(module) not in self._roots:
+        if self._registry is None or self.boundary.open or id(module) not in self._wanted.roots:
             return
-        if self._options.replayable or self._will_hold:
+        if self._replayable or self._will_hold:
             self._take_inputs(model_inputs(args, frames.user_frame(sys._getframe(1))))
         elif self._peeked:
             self._now.fed.add(list(args), copy=False)
@@ -137,7 +136,7 @@ class StepRecorder:
     @property
     def _peeked(self) -> bool:
         """Whether only the paused process itself could show what the step was fed."""
-        return self.live is not None and (not self._options.replayable or self._options.flight is not None)
+        return self._peekable and self.live is not None
 
     @property
     def _will_hold(self) -> bool:
@@ -149,7 +148,7 @@ class StepRecorder:
         now = self._now
         if self._peeked:
             now.fed.add(inputs, copy=self._will_hold)
-        if not self._options.replayable:
+        if not self._replayable:
             return
         if now.inputs is None:
             now.inputs, now.input_size = self._fetches.draft(), input_size(inputs)
@@ -170,9 +169,10 @@ class StepRecorder:
             self._change()
         now = self._now
         now.note_options(optimizer, self._optimizers.index(optimizer))
+        now.closures_before, now.squares_before = now.closure_losses, now.grad_squares
         now.grad_squares += grad_norm(optimizer) ** 2
         now.stepped = True
-        if self._options.grads or self._will_hold:
+        if self._grads or self._will_hold:
             self._keep_grads(optimizer)
 
     def _change(self) -> None:
@@ -200,7 +200,12 @@ class StepRecorder:
                     self._now.grads[names[id(param)]] = bytes(values.tensor_bytes(param.grad))
 
     def optimizer_post(self, optimizer: torch.optim.Optimizer) -> None:
-        """Nothing to note: the state is read when the step ends."""
+        """A closure made the gradients while the optimizer stepped: they are final now."""
+        now = self._now
+        if now.closure_losses > now.closures_before:
+            now.grad_squares = now.squares_before + grad_norm(optimizer) ** 2
+            if self._options.grads or self._will_hold:
+                self._keep_grads(optimizer)
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
@@ -224,17 +229,17 @@ class StepRecorder:
                 self._reader = registry.StateReader(found, self._reader.layout)
         else:
             self._registry = found
-        self._roots = frozenset(map(id, found.modules.values()))
+        self._wanted.roots = frozenset(map(id, found.modules.values()))
         return slots
 
     def _write_state(self, found: registry.Registry) -> None:
         assert self._reader is not None
         layout = self._reader.layout
         fingerprint, hashes = self._state = self._reader.fingerprint()
-        if self._journal is None:
-            self._journal, self.step = self._open_journal(fingerprint)
+        if self.writing.journal is None:
+            self.writing.journal, self.step = self._open_journal(fingerprint)
         header = {**layout.header(), "aliases": found.aliases}
-        self._journal.layout(header, every_step=bool(self._options.weights))
+        self.writing.layout(header, every_step=bool(self._options.weights))
         header = {
             "kind": "state",
             "step": self.step,
@@ -243,20 +248,15 @@ class StepRecorder:
             "hashes": hashes,
             "fingerprint": fingerprint,
         }
-        self._append(header, [("weights", self._reader.packed(), None)])
-
-    def _append(self, header: dict[str, Any], sections: Sequence[Section] = ()) -> bool:
-        return self._journal is not None and self._journal.append(header, sections)
+        self.writing.append(header, [("weights", self._reader.packed(), None)])
 
     def forget_written(self) -> None:
         """What was written is gone: samples and a keyframe are written again."""
-        self._fetches.forget_samples()
-        self._pace.force()
+        self.writing.lost = "samples"
 
     def event(self, kind: str, detail: str, step: int | None = None) -> None:
         """Write an event, at the current step if no other is named."""
-        place = self.step if step is None else step
-        self._append({"kind": "event", "step": place, "event": kind, "detail": detail, "time": time.time()})
+        self.writing.event(kind, detail, self.step if step is None else step)
 
     def _maybe_keyframe(
         self, now: OpenStep, stack: list[frames.UserFrame], slots: list[walk.Slot] | None, *, left: bool
@@ -265,7 +265,7 @@ class StepRecorder:
         place = frames.code_site(stack)
         moved = place != self._code_site
         self._code_site = place
-        if not self._options.replayable or self._reader is None or self._registry is None:
+        if not self._replayable or self._reader is None or self._registry is None:
             return
         changed = left and self._state is not None and self._reader.fingerprint()[0] != self._state[0]
         if moved or changed or self._pace.due(self.step, after_gap=left):
@@ -279,7 +279,7 @@ class StepRecorder:
 
     @property
     def _keyframe_due(self) -> bool:
-        return self._options.replayable and self._pace.due(self.step)
+        return self._replayable and self._pace.due(self.step)
 
     def _leader_path(self) -> str | None:
         leader = self.boundary.leader()
@@ -300,85 +300,68 @@ class StepRecorder:
         if mode == "optimizer" and now.inputs is not None:
             self._fetches.give(now.inputs, now.input_size)
             now.batch_size = now.batch_size or now.input_size
-        sections: list[Section] = []
-        header = self._header(now, mode, interrupted) | self._fetches.header(sections)
-        if header["kept"]:
-            self._add_kept(sections, now, header)
+        if mode == "optimizer":
+            now.batch_size = now.batch_size or self._ahead.rest()
+        self._ahead.trained(by_loader=mode == "loader")
+        passed = self._passed(now, mode, interrupted)
         self._write_keyframe(now)
         self.finished = now
-        self._fetches.ended(by_loader=mode == "loader")
-        self._pending = (header, sections)
+        self._pending = passed
+        self._wanted.all = True
         self.trained = True
         if mode == "loader" or interrupted:
             self._flush()
         if interrupted:
             return
         self.step += 1
-        self._pace.stepped(header["duration"])
+        self._pace.stepped(passed.duration)
         self._now = OpenStep()
         if mode == "optimizer":
             self._begin_optimizer_step()
 
     def _begin_optimizer_step(self) -> None:
         """The place after an optimizer's step is where the next step starts."""
-        if self._options.replayable:
+        if self._replayable:
             self._now.rng_hash = self._fetches.random_now()
         if self._code_site is None or self._keyframe_due:
             stack = self._place(self._now)
             self._maybe_keyframe(self._now, stack, None, left=False)
             self._write_keyframe(self._now)
 
-    def _header(self, now: OpenStep, mode: str, interrupted: bool) -> dict[str, Any]:
+    def _passed(self, now: OpenStep, mode: str, interrupted: bool) -> Passed:
+        """Note all that the step's record will say."""
         assert self._reader is not None
         assert self._state is not None
         size = int(now.logs.pop("batch_size", 0)) or now.batch_size
-        if interrupted:
-            epoch, index, kept = now.epoch, None, True
-        else:
+        counts, index, kept = None, None, True
+        if not interrupted:
             if self._fetches.left:
-                self._emission.epoch(now.epoch, self.step)
-            epoch, index, kept = self._emission.offer(self.step, size)
-        finished = time.perf_counter()
-        header: dict[str, Any] = {
-            "kind": "unfinished" if interrupted else "step",
-            "step": self.step,
-            "session": self._session,
-            "mode": mode,
-            "kept": kept,
-            "epoch": epoch,
-            "batch_index": index,
-            "batch_size": size,
-            "loss": now.loss(),
-            "lr": now.lr,
-            "grad_norm": now.norm(),
-            "time": time.time(),
-            "duration": finished - now.started,
-            "fingerprint": self._state[0],
-            "layout": self._reader.layout.id,
-            "hashes": self._state[1],
-            "rng_hash": now.rng_hash,
-            "logs": now.scalars(),
-            "captures": [],
-        }
-        if now.changes:
-            header["set"] = now.changes
-        if now.site is not None:
-            header["site"] = now.site
-        return header
-
-    def _add_kept(self, sections: list[Section], now: OpenStep, header: dict[str, Any]) -> None:
-        for i, (what, data) in enumerate(now.captures.values()):
-            header["captures"].append(what)
-            sections.append((f"capture{i}", [data], checksum([data])))
-        assert self._reader is not None
-        if self._options.weights:
-            # Copied where the record waits (a loop without a DataLoader): the live memory would have moved on.
-            packed = self._reader.packed()
-            sections.append(("weights", packed if header["mode"] == "loader" else [b"".join(packed)], None))
-        if now.grads and self._options.grads:
-            grads = pack_grads(now.grads, self._reader.layout)
-            # What a flight recorder lets go of is never summed: it does so when it writes.
-            sections.append(("grads", grads, checksum(grads) if self._options.flight is None else None))
+                self.writing.emission.epoch(now.epoch, self.step)
+            counts, index, kept = self.writing.emission.offer(self.step, size)
+        passed = Passed(
+            step=self.step,
+            session=self._session,
+            mode=mode,
+            interrupted=interrupted,
+            kept=kept,
+            batch_index=index,
+            size=size,
+            loss=now.loss(),
+            time=time.time(),
+            duration=time.perf_counter() - now.started,
+            fingerprint=self._state[0],
+            hashes=self._state[1],
+            layout=self._reader.layout,
+            now=now,
+            fetched=self._fetches.taken(by_loader=mode == "loader"),
+            counts=counts,
+            epoch=now.epoch if counts is None else counts.epoch,
+        )
+        if kept and self._options.weights:
+            passed.weights = [b"".join(self._reader.packed())]  # The live memory will have moved on.
+        if now.grads:
+            passed.grads, passed.summed = kept and self._grads, self._options.flight is None
+        return passed
 
     def _write_keyframe(self, now: OpenStep) -> None:
         frame, now.keyframe = now.keyframe, None
@@ -391,34 +374,40 @@ class StepRecorder:
                 "first": new.first,
                 "count": len(new.rows),
             }
-            self._append(header, [("data", new.rows, checksum(new.rows))])
+            self.writing.append(header, [("data", new.rows, checksum(new.rows))])
         if frame is not None:
             sizes = [len(b) for b in frame.buffers]
             header = {"kind": "keyframe", "step": self.step, "session": self._session, "digest": frame.digest}
             header |= {"tree": frame.tree, "buffers": sizes}
-            self._append(header, [("data", frame.buffers, checksum(frame.buffers))])
+            self.writing.append(header, [("data", frame.buffers, checksum(frame.buffers))])
 
     def _flush(self) -> None:
-        if self._pending is None:
-            self._pass()
-            return
-        (header, sections), self._pending = self._pending, None
-        if header["mode"] == "optimizer":
-            self._late(header, sections)
-        written = self._journal is not None and self._journal.step(header, sections)
-        if not written:
-            self._pace.force()
-        self._emission.wrote(header, written=written)
-        self._unpassed = header
-        self._pass()
+        """What is to be said of the step that is over has been said: its record is written soon; here the run may be held."""
+        passed, self._pending = self._pending, None
+        if passed is not None:
+            if passed.mode == "optimizer":
+                self._late(passed)
+            self.writing.step(passed)
+            self._unpassed = passed
+        if self._unpassed is not None and not self.boundary.in_callback:  # There no signal could be heard.
+            passed, self._unpassed = self._unpassed, None
+            self._wanted.all = not self._wanted.roots
+            self._pass(passed)
+        if self.writing.lost is not None:
+            self._restart()
 
-    def _pass(self) -> None:
-        """A step's record is written: between it and the next, the run may be held. Not where a signal could not be heard."""
-        if self._unpassed is None or self.boundary.in_callback:
-            return
-        header, self._unpassed = self._unpassed, None
-        if self.live is not None:
-            self._now.started += self.live.stepped(header)
+    def _restart(self) -> None:
+        """Steps were lost: a keyframe is due, and where all that was written is gone samples are written again."""
+        lost, self.writing.lost = self.writing.lost, None
+        if lost == "samples":
+            self._fetches.forget_samples()
+        self._pace.force()
+
+    def _pass(self, passed: Passed) -> None:
+        """Between a step and the next: the run may be held, its step written before that."""
+        if self.live is not None and not passed.interrupted and self.live.attends(passed.step):
+            self.writing.backlog.drain()
+            self._now.started += self.live.stepped(passed.header)
         self.finished = None
 
     @property
@@ -434,23 +423,19 @@ class StepRecorder:
     @property
     def failure(self) -> OSError | None:
         """Why the disk does not take what is recorded, while it does not."""
-        return None if self._journal is None else self._journal.failure
+        return self.writing.failure
 
     def driver(self) -> Any:
         """The DataLoader's iterator that drives the loop, if one does."""
         return self.boundary.driver()
 
-    def _late(self, header: dict[str, Any], sections: list[Section]) -> None:
+    def _late(self, passed: Passed) -> None:
         """What the program said after the optimizer's step, before the next forward pass, is about the step just done."""
         now = self._now
-        header["logs"].update(now.logs)
-        if header["kept"]:
-            for what, data in now.captures.values():
-                sections.append((f"capture{len(header['captures'])}", [data], checksum([data])))
-                header["captures"].append(what)
-        if self.finished is not None:
-            self.finished.captures.update(now.captures)
-        now.logs, now.captures = {}, {}
+        if now.logs or now.captures:
+            passed.now.logs.update(now.logs)
+            passed.now.captures.update(now.captures)
+            now.logs, now.captures = {}, {}
 
     def close(self, *, failed: bool) -> None:
         """The recording ends: a step that an exception cut short is written as unfinished."""
@@ -459,15 +444,15 @@ class StepRecorder:
         elif failed and self.boundary.open and self._fetches.has_batch and self._reader is not None:
             self.end(mode="loader", interrupted=True)
         self._flush()
-        self._emission.finish()
         self._stop_watching()
+        self.writing.close()
 
     def _watch(self, mode: str) -> None:
         """Forward calls are watched where no DataLoader drives the loop, to know the batch."""
         if mode == "loader":
             self._stop_watching()
         elif self._unwatch is None:
-            self._unwatch = hooks.watch_forward(self.shield, self.wants)
+            self._unwatch = hooks.watch_forward(self.shield, self._wanted)
 
     def _stop_watching(self) -> None:
         if self._unwatch is not None:
@@ -492,6 +477,6 @@ class StepRecorder:
 
     def progress(self, fields: dict[str, Any]) -> None:
         """Keep what the program says of its progress."""
-        self._emission.progress(fields)
+        self.writing.emission.progress(fields)
         if self.live is not None:
             self.live.progress.given(fields, self.step + (self.boundary.open and self.boundary.trained))
