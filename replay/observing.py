@@ -211,7 +211,7 @@ class ObservingEngine(Engine):
         grads = self._last_grads or self._grads_now(lambda t: True)
         return LiveMoment(
             (k, self._last.loss()),
-            lambda: self.past.batch(k),
+            lambda: self.past.trace.batch(k),
             (lambda: start.state(k), next_state),
             (dict(self.captures), grads),
             stage.enter,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tracer import manifest, stored
+from tracer import ahead, manifest, stored
 from tracer.captures import Captures
 from tracer.chain import Chain
 from tracer.damage import structural
@@ -59,6 +59,7 @@ class Trace:
         """Open the trace at `path`."""
         self.path = Path(path)
         self._chain = Chain(self.path)
+        self._asked_ahead: dict[int, bool | None] = {}
         self._samples = Samples(self._chain)
         self._index: Index | None = None
         self._closers: list[Callable[[], None]] = []
@@ -202,11 +203,39 @@ class Trace:
             raise MissingDataError(f"{self.path}: step {k} has no {name!r}", step=k) from None
 
     def batch(self, k: int) -> Any:
-        """The batch of step `k`, nested as the loop got it. Raise StepError, MissingDataError."""
+        """The batch of step `k`, nested as the loop got it; a list of them where it fetched several, to train on each.
+
+        Raise StepError, MissingDataError.
+        """
         header = self.record(k)
-        if header.get("batch") is None:
+        found = self._fetched_before(k, header) if self._is_asked_ahead(k) else [(k, header, "")]
+        if not found or any(fetched.get("batch") is None for _, fetched, _ in found):
             raise MissingDataError(f"{self.path}: the batch of step {k} was not recorded", step=k)
-        return self._decode_batch(k, header["batch"], header.get("inline", ()), "")
+        batches = [self._decode_batch(at, f["batch"], f.get("inline", ()), prefix) for at, f, prefix in found]
+        return batches[0] if len(batches) == 1 else batches
+
+    def _is_asked_ahead(self, k: int) -> bool:
+        """Whether the loader at step `k` was asked one batch ahead, as the last keyframe within a loop over one shows."""
+        own = self._chain.of_session(self._chain.session_of(k))
+        before = sorted((f for segment in own for f in segment.keyframes if f <= k), reverse=True)
+        for frame in before:
+            if frame not in self._asked_ahead:
+                tree, _ = self.keyframe(frame)
+                self._asked_ahead[frame] = ahead.is_asked_ahead(tree.get("site")) if tree.get("inner") else None
+            if self._asked_ahead[frame] is not None:
+                return bool(self._asked_ahead[frame])
+        return False
+
+    def _fetched_before(self, k: int, header: dict[str, Any]) -> list[tuple[int, dict[str, Any], str]]:
+        """What step `k` was trained on, as (step, fetch, prefix): the last fetch before it, and its own but the last."""
+        skipped = [(k, fetch, f"s{i}.") for i, fetch in enumerate(header.get("skipped", ()))]
+        at_end = header.get("batch") is None
+        if header["left"] and not at_end:
+            return skipped
+        last = self.record(k - 1) if k > self.first_step else {}
+        if at_end and len(last.get("skipped", ())) > bool(last.get("left")):
+            return []  # Several were trained on; those that were fetched before the loader's end are not kept.
+        return [(k - 1, last, ""), *skipped]
 
     def extra_batches(self, k: int) -> list[Any]:
         """The further batches that step `k` fetched (a GAN, say), in order; where a loader was at its end there is none."""

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import tracer
 from tracer.gradients import grad_norm
 
 
@@ -40,3 +41,26 @@ def norm_of(*grads):
 )
 def test_norm(grads, expected):
     assert norm_of(*grads, None) == pytest.approx(expected, rel=1e-6, abs=0, nan_ok=True)
+
+
+def test_of_gradients_that_a_closure_makes_while_the_optimizer_steps(tmp_path):
+    """As Lightning steps: before, there are none, or those of the step before."""
+
+    def program():
+        model = torch.nn.Linear(1, 1, bias=False)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for factor in (3.0, 5.0):
+
+            def closure(factor=factor):
+                optimizer.zero_grad()
+                loss = model(torch.tensor([[factor]])).sum()
+                loss.backward()
+                return loss
+
+            optimizer.step(closure)
+
+    with tracer.record(tmp_path / "t", detail="full"):
+        program()
+    with tracer.open_trace(tmp_path / "t") as trace:
+        assert trace.sql("select grad_norm from steps order by step").fetchall() == [(3.0,), (5.0,)]
+        assert [float(trace.grads(k)["weight"]) for k in (0, 1)] == [3.0, 5.0]
