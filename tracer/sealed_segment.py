@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from tracer.arrays import Arrays
     from tracer.parquet import ParquetFile
     from tracer.segments import Key
+    from tracer.store import ZarrArray
 
 _CHUNKS = 12
 _MOST_STEPS = 1 << 24
@@ -44,8 +45,7 @@ class SealedSegment:
         self._arrays = arrays
         self._lock = threading.Lock()
         self._layouts: dict[str, PackedLayout] = {}
-        self._prints: dict[int, int] | None = None
-        self._references: dict[str, dict[int, tuple[int, int]]] = {}
+        self._read: dict[str, _Rows] = {}
 
     @cached_property
     def _said(self) -> _Commit:
@@ -155,7 +155,7 @@ class SealedSegment:
         return self._decode(self._params_of(int(states[0])), states.tolist(), first, last)
 
     def _decode(self, name: str, states: list[int], first: int, last: int) -> np.ndarray:
-        decoder = codecs.Decoder(self._refs(name), [k + self._said.first_row for k in states])
+        decoder = self._decoder(name, [k + self._said.first_row for k in states])
         array = self._arrays.get(name)
         out = np.empty((len(states), last - first), array.spec.dtype)
         # A few chunks at a time: all that is predicted from one another then stays in the processor's cache.
@@ -169,22 +169,23 @@ class SealedSegment:
             raise DamageError(f"{near}: {error}", step=states[0], tensor=name, path=error.path) from None
         return out
 
-    def _refs(self, array: str) -> dict[int, tuple[int, int]]:
-        """{row: the rows that it is predicted from}, for the states of this segment."""
-        if array not in self._references:
-            origin, own = next((f, own) for name, f, own in self._said.params if name == array)
-            rows = self._said.first_row + own.array()
-            pairs = self._arrays.get(origin).rows(rows).tolist()
-            self._references[array] = dict(zip(rows.tolist(), pairs, strict=True))
-        return self._references[array]
+    def _decoder(self, array: str, rows: list[int]) -> codecs.Decoder:
+        """What decodes `rows`, out of those of this segment that they are predicted from."""
+        origin, own = next((f, own) for name, f, own in self._said.params if name == array)
+        try:
+            return codecs.Decoder(self._by_row(origin, own), rows)
+        except (KeyError, RecursionError):
+            path = self._trace / "tensors.zarr" / origin
+            raise DamageError(f"{path} names rows that no state of the segment has", path=path) from None
+
+    def _by_row(self, array: str, own: Ranges) -> _Rows:
+        if array not in self._read:
+            self._read[array] = _Rows(lambda: self._arrays.get(array), self._said.first_row + own.array())
+        return self._read[array]
 
     def fingerprint(self, state: int) -> str:
         """The fingerprint of a state, in hex."""
-        if self._prints is None:
-            states = self.fingerprinted.array()
-            values = self._arrays.get("fingerprints").rows(states + self._said.first_row)
-            self._prints = dict(zip(states.tolist(), values.tolist(), strict=True))
-        return f"{self._prints[state]:016x}"
+        return f"{self._by_row('fingerprints', self.fingerprinted)[self._row(state)]:016x}"
 
     def grads(self, step: int) -> tuple[PackedLayout, np.ndarray]:
         """The gradients of a step, as words."""
@@ -294,6 +295,21 @@ class SealedSegment:
 
     def close(self) -> None:
         """Nothing is held that would have to be given back."""
+
+
+class _Rows(dict[int, Any]):
+    """What an array has for the rows of a segment, {row: value}: read a chunk at a time, where it is first asked for."""
+
+    def __init__(self, array: Callable[[], ZarrArray], rows: np.ndarray) -> None:
+        self._array, self._rows = array, rows
+
+    def __missing__(self, row: int) -> Any:
+        array = self._array()
+        first = row - row % array.spec.chunk[0]
+        near = self._rows[(self._rows >= first) & (self._rows < first + array.spec.chunk[0])]
+        found = dict(zip(near.tolist(), array.rows(near).tolist(), strict=True))
+        self.update(found)
+        return found[row]
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,14 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.tracer.synthetic import make_trace
 from tracer import arrays as names
 from tracer import blosc_frame
 from tracer.arrays import Arrays
 from tracer.errors import DamageError, MissingDataError
 from tracer.packing import PackedLayout
 from tracer.store import ArraySpec, create_array, open_array
+from tracer.trace import open_trace
 
 
 def spec(shape, dtype="<f4", chunk=None, shard=None) -> ArraySpec:
@@ -221,3 +223,15 @@ def test_a_frame_of_another_size_or_with_garbage_in_it_is_refused():
     garbage[20:] = 255
     with pytest.raises(ValueError, match="decompress"):
         blosc_frame.inflate(garbage, np.empty(100, "<u4"))
+
+
+@pytest.mark.parametrize("pair", [[700, -1], [1, 1], [-7, 2]])
+def test_rows_predicted_from_none_of_the_segment_are_damage(tmp_path, pair):
+    make_trace(tmp_path / "t", steps=20, inputs=4, features=4, captures=False)
+    origins = Arrays(tmp_path / "t").get("params_from")
+    origins.put_rows(np.array([1]), np.array([pair]))
+    origins.flush()
+    with open_trace(tmp_path / "t") as trace:
+        with pytest.raises(DamageError, match="params_from"):
+            trace.state(1)
+        trace.state(8)
