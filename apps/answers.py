@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from apps.recorded import Recorded
 
 HARDEST: Final = "loss_per_sample"
-PICTURES: Final = 8
+PICTURES: Final = 6
+ALIKE: Final = 0.5
+"""The mean cosine of features over which they are called alike."""
 LEADS: Final = 0.9
 """SOM targets that are more alike than this make features alike (S4.9)."""
 
@@ -90,7 +92,7 @@ def _trouble(run: Recorded) -> Iterator[Answer]:
     if row is None or row[3] is None or not np.isfinite(row[3]):
         return
     k, loss, usual = int(row[0]), float(row[2]), float(row[3])
-    words = f"Those of step {k}: its loss of {short(loss)} is {usual:.2g} times that of the steps around it."
+    words = f"Those of step {k}: its loss of {short(loss)} is {usual:.3g} times that of the steps around it."
     losses = run.per_sample(k).get(HARDEST)
     images = run.batch(k).images if losses is not None else None
     if images is None or losses is None or len(images) != len(losses):
@@ -132,21 +134,32 @@ def _likeness(run: Recorded) -> Iterator[Answer]:
         return
     targets = f"{layer}/som_targets" if layer else ""
     states = run.trace.stored_states.array()
-    first, last = max(run.first, int(states[0])), min(run.last, int(states[-1]))
+    inside = states[(states >= run.first) & (states <= run.last)]
+    if not len(inside):
+        return
+    first, last = int(inside[0]), int(inside[-1])
     pair = [(k, run.cosine(name, k)[0]) for k in (first, last)]
     begun, ended = (off_diagonal_mean(run.source(name, k)) for k in (first, last))
     pictures = tuple((f"step {k}", np.float32(thinned(matrix))) for k, matrix in pair)
     go = {"tab": "matrices", "step": last, **({"layer": layer} if layer else {})}
     shown = {"matrices.left": name}
+    alike = bool(ended > ALIKE)
     grown = f"the mean cosine between the rows of {name} went from {_cosine(begun)} to {_cosine(ended)}"
     if not targets:
-        shown |= {"matrices.right": name, "matrices.at": str(first)}
-        yield Answer("Do features become alike?", f"{_first_word(ended > 0.5)}: {grown}.", go, pictures, settings=shown)
-        return
-    led = run.cosine(targets, first)[1].mean
-    why = f" The SOM's targets were alike before ({led:.3f} at step {first}): they lead." if led > LEADS > begun else ""
-    shown |= {"matrices.right": targets}
-    yield Answer("Why do features converge?", f"{grown[0].upper()}{grown[1:]}.{why}", go, pictures, settings=shown)
+        question, led, right = "Do features become alike?", 0.0, {"matrices.right": name, "matrices.at": str(first)}
+    else:
+        question = "Why do features converge?" if alike else "Do features converge?"
+        led, right = run.cosine(targets, first)[1].mean, {"matrices.right": targets}
+    yes = "" if question.startswith("Why") else "Yes: " if alike else "No: "
+    lead = alike and led > LEADS > begun
+    why = f" The SOM's targets were alike before ({led:.3f} at step {first}): they lead." if lead else ""
+    yield Answer(
+        question,
+        f"{yes}{grown[:1].upper() if not yes else grown[:1]}{grown[1:]}.{why}",
+        go,
+        pictures,
+        settings={**shown, **right},
+    )
 
 
 def thinned(matrix: NDArray[Any], most: int = 128) -> NDArray[Any]:
@@ -159,13 +172,13 @@ def _cosine(value: float) -> str:
     return "NaN" if np.isnan(value) else f"{value:.3f}"
 
 
-def _first_word(yes: bool) -> str:
-    return "Yes" if yes else "No"
-
-
 def _fighting(run: Recorded) -> Iterator[Answer]:
     for layer in (one for one in run.layers if f"{one}/som_targets" in run.capture_keys):
-        k = run.last if run.has_weights(run.last + 1) else run.last - 1
+        states = run.trace.stored_states.array()
+        moved_at = states[np.isin(states + 1, states) & (states >= run.first) & (states <= run.last)]
+        if not len(moved_at):
+            continue
+        k = int(moved_at[-1])
         counts = forces.agreement(run.force_cosines(layer, k))
         moved, som, *_ = run.force_axes(layer, k, "movement")
         ratio = forces.force_ratio(som, moved)

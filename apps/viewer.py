@@ -377,7 +377,10 @@ def track(run: Recorded, branches: list[int]) -> dict[str, Any]:
 def skyline(run: Recorded) -> list[tuple[int, float | None]]:
     """The loss as the scrubber draws it: (step, height 0..1), None where it is not finite; at most some 600 points."""
     values, steps = run.scalars.get("loss"), run.scalars.get("step")
-    if values is None or steps is None or not np.isfinite(values).any():
+    if values is None or steps is None:
+        return []
+    values, steps = values[steps >= run.first], steps[steps >= run.first]  # A branch has its parent's, too.
+    if not np.isfinite(values).any():
         return []
     finite = values[np.isfinite(values)]
     low, high = float(finite.min()), float(finite.max())

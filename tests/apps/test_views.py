@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -403,6 +404,12 @@ def test_runs_are_drawn_beside_each_other(family):  # S2.4, B4
     for beside, lines in [("", 1), (FAMILY, 2), (ALL, 2), ("branch", 2), ("gone", 1)]:
         view._set({"do": "set", "name": "beside", "value": beside})
         assert sum(line.name == "loss" for line in view._lines) == lines, beside
+
+
+def test_the_scrubber_of_a_branch_draws_its_own_steps():
+    steps = np.arange(5, dtype=float)
+    branch = SimpleNamespace(first=2, scalars={"step": steps, "loss": np.array([900.0, 800.0, 1.0, 3.0, np.nan])})
+    assert skyline(branch) == [(2, 0.0), (3, 1.0), (4, None)]
 
 
 def test_where_two_runs_part_is_said_and_drawn():  # B5
