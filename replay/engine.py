@@ -59,6 +59,7 @@ class _Trip:
     foreign: int = 0
     trailing: int = 0
     skipped: int = 0
+    native: bool = False
 
 
 class Engine:
@@ -89,6 +90,7 @@ class Engine:
         self._fresh = True
         self._executing = False
         self._placed = False
+        self._by_loader = False
         self._trip = _Trip()
         self.verdict: Verdict | None = None
         self._natively_trained = 0
@@ -216,10 +218,13 @@ class Engine:
         if self._placed:
             return EXECUTE
         record = self.past.record(self.at)
-        if record is None or record["mode"] != "loader":
-            # A loader that is asked ahead had come to its end here, with its last batch still to be trained on.
-            return LEAVE if record is not None and same_iterator else NATIVE
         trip = self._trip
+        if record is None or record["mode"] != "loader":
+            trip.native = trip.native or record is None or not (same_iterator and self._by_loader)
+            if trip.native:
+                return NATIVE
+            # A loader that is asked ahead came to its end here, with its last batches still to be trained on.
+            return SKIPPED if trip.skipped < len(record.get(SKIPPED, ())) else LEAVE
         if same_iterator and record["left"] and not trip.left and not self._stay:
             if trip.trailing < len(record.get(TRAILING, ())):
                 return TRAILING
@@ -326,6 +331,7 @@ class Engine:
         elif self._target is not None and self._target.restored:
             self.at = None if self._executing else self.at
         self._fresh = self._executing = False
+        self._by_loader = mode == "loader"
         self._now, self._trip = OpenStep(), _Trip()
         if interrupted:
             return

@@ -60,7 +60,12 @@ class Taken(NamedTuple):
     def header(self, sections: list[Section]) -> dict[str, Any]:
         """Return the fields of the step's record, the bytes as sections."""
         if self.own is None:
-            return {"left": self.left, "batch": None, "inline": [], "rng": None, "discarded": 0}
+            fields = {"left": self.left, "batch": None, "inline": [], "rng": None, "discarded": 0}
+            # Fetched by the loop that drove the steps before, which was then at its end: this step is trained on them.
+            ahead = [fetched for s, _, fetched in self.trials if s == self.serial == self.trained]
+            if ahead:
+                fields["skipped"] = [f.described(sections, f"s{i}.") for i, f in enumerate(ahead)]
+            return fields
         fields = {"left": self.left, **self.own.described(sections, "")}
         if self.extras:
             fields["extras"] = [x.described(sections, f"x{i}.") for i, x in enumerate(self.extras)]
@@ -174,8 +179,5 @@ class Fetches:
             self._trained = self._serial
         self._left = False
         self._now = None
-        if self._trials:
-            self._trials = []
-        if self._extras:
-            self._extras = []
+        self._trials, self._extras = [], []  # what was taken is written later, and has its own
         return taken

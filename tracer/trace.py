@@ -233,8 +233,6 @@ class Trace:
         if header["left"] and not at_end:
             return skipped
         last = self.record(k - 1) if k > self.first_step else {}
-        if at_end and len(last.get("skipped", ())) > bool(last.get("left")):
-            return []  # Several were trained on; those that were fetched before the loader's end are not kept.
         return [(k - 1, last, ""), *skipped]
 
     def extra_batches(self, k: int) -> list[Any]:
