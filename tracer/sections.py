@@ -64,16 +64,12 @@ class OpenStep:
                 self.losses.append(loss.detach())
 
     def loss(self) -> float | None:
-        """The sum of what was propagated back in this step (of a closure, its first value); None if nothing scalar was.
-
-        The step holds on to the losses no longer, only to their values.
-        """
+        """The sum of what was propagated back in this step (of a closure, its first value); None if nothing scalar was."""
         if not self.losses:
             return None
         found = [float(loss) for loss in self.losses]
         if len(found) > 1:
             self.single = {f"loss_{i}": value for i, value in enumerate(found)}
-        self.losses = []
         return sum(found[1:], found[0])
 
     def scalars(self) -> dict[str, float]:

@@ -358,6 +358,7 @@ class StepRecorder:
             counts=counts,
             epoch=now.epoch if counts is None else counts.epoch,
         )
+        now.losses = []  # Their values are known: what waits keeps no tensor of the program alive.
         if kept and self._options.weights:
             passed.weights = [b"".join(self._reader.packed())]  # The live memory will have moved on.
         if now.grads:
