@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -90,6 +90,8 @@ class Lookout:
             stdin=subprocess.DEVNULL,
             text=True,
         ) as self._doctor:
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, self._doctor.pid, 15)  # Behind the pages, and behind a training.
             if self._closed:
                 self._doctor.kill()
             said, complaint = self._doctor.communicate()

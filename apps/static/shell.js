@@ -142,9 +142,13 @@ export const render = surface((root, send) => {
     return found;
   }
   const TOP = 6, FOOT = 52, TALL = 70;
-  function draw() {
-    const width = track.clientWidth || 600, band = FOOT - TOP, c = sized(track, width, TALL);
-    track.style.width = "100%";
+  // All but the cursor is painted once, until something of it changes: a step only moves the cursor.
+  let back = null;
+  function backdrop(width) {
+    const theme = document.documentElement.dataset.rwTheme, known = [width, theme, window.devicePixelRatio, s.first, s.last, s.loss, s.marks, s.range];
+    if (back && back.known.every((value, n) => value === known[n])) return back.canvas;
+    const canvas = document.createElement("canvas"), band = FOOT - TOP, c = sized(canvas, width, TALL);
+    back = { known, canvas };
     c.fillStyle = ink("track"); c.beginPath(); c.roundRect(0, TOP, width, band, 6); c.fill();
     if (s.range) { c.fillStyle = ink("accent") + "33"; c.fillRect(x(s.range[0], width), TOP, x(s.range[1], width) - x(s.range[0], width), band); }
     const mark = (steps, colour, top, length, wide = 1) => { c.fillStyle = colour; for (const k of steps || []) c.fillRect(x(k, width) - wide / 2, top, wide, length); };
@@ -173,6 +177,12 @@ export const render = surface((root, send) => {
     c.fillStyle = ink("green");
     for (const k of s.marks.branches || []) { const at = x(k, width); c.fillRect(at - 1, 0, 2, FOOT - TOP); c.beginPath(); c.moveTo(at, 0); c.lineTo(at + 9, 0); c.lineTo(at, 9); c.fill(); }
     mark(s.marks.nan, ink("red"), 0, 8, 2);
+    return canvas;
+  }
+  function draw() {
+    const width = track.clientWidth || 600, band = FOOT - TOP, c = sized(track, width, TALL);
+    track.style.width = "100%";
+    c.drawImage(backdrop(width), 0, 0, width, TALL);
     const px = x(s.step, width);
     c.fillStyle = ink("ink"); c.fillRect(px - 1, TOP - 2, 2, band + 4);
     c.beginPath(); c.arc(px, TOP, 5.5, 0, 7); c.fill();

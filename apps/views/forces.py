@@ -156,7 +156,7 @@ class ForcesView:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._options = Options(host, "forces", by="", log=True)
-        self._built_log = True
+        self._built_log, self._empty = True, False
         self._bar = Bar(self._set)
         self._pictures = Pictures(sizing_mode="fixed", width=392)
         self._place = pn.Column(sizing_mode="stretch_width")
@@ -205,7 +205,9 @@ class ForcesView:
         run, k = self._host.run, self._host.selection.step
         self._note.visible, self._row.visible = bool(empty), not empty
         self._line.root.visible = not empty and not (self._by == "plain" and run.took(k))
-        self._note.send(empty)
+        if empty or self._empty:
+            self._note.send(empty)
+        self._empty = bool(empty)
         if empty:
             self._bar.send({"controls": self._controls()})
 

@@ -162,8 +162,9 @@ class TrajectoriesView:
     def _say(self, empty: dict[str, Any]) -> None:
         """Show the empty state in the place of all else, or all else."""
         self._bar.visible = self._row.visible = not empty
+        if empty or self._note.visible:
+            self._note.send(empty)
         self._note.visible = bool(empty)
-        self._note.send(empty)
 
     def _watched(self, run: Recorded, layer: str) -> tuple[int, ...]:
         size = run.size_of(layer) or 10**9
