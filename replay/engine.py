@@ -239,7 +239,9 @@ class Engine:
 
     def _is_foreign(self, record: dict[str, Any], stack: list[frames.UserFrame]) -> bool:
         site = record.get("site")
-        if site is not None and not frames.same_place(site, frames.site_of(stack)):
+        places = [site, *(fetch.get("site") for fetch in record.get(SKIPPED, ()))]
+        here = frames.site_of(stack)
+        if site is not None and not any(frames.same_place(place, here) for place in places if place is not None):
             return True
         if self._trip.foreign < record.get("discarded", 0):
             self._trip.foreign += 1

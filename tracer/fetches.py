@@ -73,9 +73,11 @@ class Taken(NamedTuple):
             site == self.site and serial not in (self.serial, self.trained) for serial, site, _ in self.trials
         )
         for name, serial in (("trailing", self.trained), ("skipped", self.serial)):
-            own = [fetched for s, _, fetched in self.trials if s == serial]
+            own = [(site, fetched) for s, site, fetched in self.trials if s == serial]
             if own and (name == "skipped" or self.left):
-                fields[name] = [f.described(sections, f"{name[0]}{i}.") for i, f in enumerate(own)]
+                places = [{"site": site} if self.left and site != self.site else {} for site, _ in own]
+                described = [f.described(sections, f"{name[0]}{i}.") for i, (_, f) in enumerate(own)]
+                fields[name] = [one | place for one, place in zip(described, places, strict=True)]
         return fields
 
 

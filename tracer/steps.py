@@ -117,7 +117,7 @@ class StepRecorder:
     def discard(self) -> None:
         """The fetch opened no step."""
         self._fetches.discard()
-        self._now.batch_size = None
+        self._now.batch_size = self._now.keyframe = None
         self._pace.forget(self.step)
 
     def forward(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:

@@ -30,6 +30,8 @@ def main():
     net = Net()
     trainer = Trainer(net, torch.optim.AdamW(net.parameters(), lr=1e-2), loader)
     trainer.fit(epochs=5, at_most=11)
+    trainer.loader.loader = DataLoader(loader.dataset, batch_size=7, shuffle=True)
+    trainer.fit_in_groups(epochs=3)
     print_final(net)
 
 

@@ -43,7 +43,7 @@ STEPS = {
     "enumerate_accum": 28,
     "eval_without_no_grad": 16,
     "float64": 20,
-    "framework_drives": 27,
+    "framework_drives": 36,
     "frozen_params": 16,
     "functional_gradients": 16,
     "gan": 18,
