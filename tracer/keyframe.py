@@ -6,6 +6,7 @@ Room: tracer. `capture` reads the program; `restore` changes it.
 from __future__ import annotations
 
 import json
+import os
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -42,12 +43,25 @@ class Constants:
 
     def digest(self, path: str, value: Any) -> str:
         """Return the 128-bit hash of a large tensor or array, remembered while torch says that it was not written to."""
+        if isinstance(value, np.memmap) and not value.flags.writeable and value.filename is not None:
+            return self._of_file(path, value)
         if isinstance(value, np.ndarray):
             return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
         version = (id(value), -1 if value.is_inference() else value._version)
         known = self._versions.get(path)
         if known is None or known[:2] != version or value.is_inference():
             known = (*version, xxhash.xxh3_128_hexdigest(values.tensor_bytes(value)))
+            self._versions[path] = known
+        return known[2]
+
+    def _of_file(self, path: str, value: np.memmap) -> str:
+        """Return the hash of a file that can be read only: read once; of a very large one its size and time say enough."""
+        facts = os.stat(value.filename)
+        known = self._versions.get(path)
+        if known is None or known[:2] != (id(value), facts.st_mtime_ns):
+            about = f"{facts.st_size} {facts.st_mtime_ns} {value.offset} {value.shape} {value.dtype.str}".encode()
+            data = about if value.nbytes > LARGEST else np.ascontiguousarray(value).reshape(-1).view(np.uint8)
+            known = (id(value), facts.st_mtime_ns, xxhash.xxh3_128_hexdigest(data))
             self._versions[path] = known
         return known[2]
 

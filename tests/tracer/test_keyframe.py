@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import random
 import sys
 from collections import Counter, defaultdict
@@ -490,3 +491,26 @@ def test_a_capture_is_a_copy():
         model.weight.fill_(5)
     queue.fill_(6)
     assert shot[1] == kept
+
+
+class TestMappedFiles:
+    """A data set that is mapped from a file is not read through at every keyframe."""
+
+    @pytest.fixture
+    def mapped(self, tmp_path):
+        np.arange(30_000, dtype=np.uint16).tofile(tmp_path / "train.bin")
+        return np.memmap(tmp_path / "train.bin", dtype=np.uint16, mode="r")
+
+    def test_it_is_read_once(self, mapped, monkeypatch):
+        constants = keyframe.Constants()
+        first = constants.digest("data", mapped)
+        assert first == keyframe.Constants().digest("data", np.array(mapped))
+        monkeypatch.setattr(np, "ascontiguousarray", None)
+        assert constants.digest("data", mapped) == first
+
+    def test_of_a_very_large_one_only_size_and_time_are_asked(self, mapped, monkeypatch):
+        monkeypatch.setattr(keyframe, "LARGEST", 1000)
+        before = keyframe.Constants().digest("data", mapped)
+        assert keyframe.Constants().digest("data", mapped) == before
+        os.utime(mapped.filename, ns=(1, 1))
+        assert keyframe.Constants().digest("data", mapped) != before
