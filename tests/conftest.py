@@ -8,8 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from tracer.backlog import Backlog
-
 _TESTS = str(Path(__file__).parent) + os.sep
 
 
@@ -35,18 +33,6 @@ def module_unsealed():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tracer.recorder.Sealer", _NoSealer)
         yield
-
-
-@pytest.fixture
-def at_once(monkeypatch):
-    """Each step is written before the next begins: what refuses a write meets the step that the test means."""
-    native = Backlog.add
-
-    def add(self, write, nbytes=0):
-        native(self, write, nbytes)
-        self.drain()
-
-    monkeypatch.setattr(Backlog, "add", add)
 
 
 @pytest.fixture

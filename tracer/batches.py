@@ -70,11 +70,6 @@ class EncodedBatch:
     inline: list[bytes]
     size: int | None
 
-    @property
-    def nbytes(self) -> int:
-        """How many bytes of it are stored with the batch."""
-        return sum(map(len, self.inline))
-
 
 class BatchEncoder:
     """Encodes batches against the samples that were stored before."""

@@ -37,18 +37,11 @@ class EpochCounts:
 class Emission:
     """Counts steps by epoch and says which are kept: the first batch of an epoch and every N-th after it."""
 
-    def __init__(
-        self,
-        every: int,
-        session: int,
-        write: Callable[[dict[str, Any]], Any],
-        later: Callable[[Callable[[], None]], None],
-    ) -> None:
-        """`write` takes an epoch record; `later` what is to be done when all steps before are written."""
+    def __init__(self, every: int, session: int, write: Callable[[dict[str, Any]], Any]) -> None:
+        """`write` takes an epoch record."""
         self._every = every
         self._session = session
         self._write = write
-        self._later = later
         self._passes = 0
         self._now: EpochCounts | None = None
         self.given: dict[str, Any] = {}
@@ -73,12 +66,10 @@ class Emission:
         return now, index, kept
 
     def finish(self) -> None:
-        """The epoch is over: when its last step is written, write its counts, and log them."""
+        """The epoch is over: write its counts, and log them."""
         now, self._now = self._now, None
-        if now is not None and now.offered:
-            self._later(lambda: self._tell(now))
-
-    def _tell(self, now: EpochCounts) -> None:
+        if now is None or not now.offered:
+            return
         self._write({"kind": "epoch", "session": self._session, **asdict(now)})
         _log.info(
             "epoch %s: offered %d, kept %d, wrote %d, dropped %d",

@@ -48,15 +48,6 @@ class Taken(NamedTuple):
     serial: int
     trained: int | None
 
-    @property
-    def nbytes(self) -> int:
-        """How many bytes its record has inline."""
-        own = self.own.batch.nbytes if self.own is not None and self.own.batch is not None else 0
-        if not self.extras and not self.trials:
-            return own
-        more = (*self.extras, *(trial for _, _, trial in self.trials))
-        return own + sum(fetched.batch.nbytes for fetched in more if fetched.batch is not None)
-
     def header(self, sections: list[Section]) -> dict[str, Any]:
         """Return the fields of the step's record, the bytes as sections."""
         if self.own is None:

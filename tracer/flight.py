@@ -24,7 +24,7 @@ from tracer.journal import Journal
 from tracer.tail import checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from tracer.errands import Errands
@@ -69,28 +69,19 @@ class FlightJournal(Journal):
     """A journal that holds steps and keyframes back."""
 
     def __init__(
-        self,
-        path: Path,
-        session: int,
-        first_row: int,
-        first_step: int,
-        errands: Errands,
-        *,
-        flight: Flight,
-        now: Callable[[], int],
+        self, path: Path, session: int, first_row: int, first_step: int, errands: Errands, *, flight: Flight
     ) -> None:
-        """As Journal; `now` gives the number of the step that is open."""
+        """As Journal."""
         self._flight = flight
         self._held: deque[_Held] = deque()
         self._steps_held = self._bytes_held = 0
         self._recent = Recent(flight.when) if flight.when is not None else None
         self._held_before = False
-        self._asked: int | None = None
-        self._told = False
+        self._asked = self._told = False
         self._before: Any = None
         super().__init__(path, session, first_row, first_step, errands)
         if threading.current_thread() is threading.main_thread():
-            self._before = signal.signal(signal.SIGUSR1, lambda *_: setattr(self, "_asked", now()))
+            self._before = signal.signal(signal.SIGUSR1, lambda *_: setattr(self, "_asked", True))
 
     def layout(self, header: dict[str, Any], *, every_step: bool) -> None:
         """A new layout: what waits was of the old one."""
@@ -122,9 +113,7 @@ class FlightJournal(Journal):
         self._steps_held += header["kind"] != "keyframe"
 
     def _moment(self, header: dict[str, Any], sections: list[Section]) -> bool:
-        asked = self._asked is not None and header["step"] >= self._asked
-        if asked:
-            self._asked = None
+        asked, self._asked = self._asked, False
         if self._recent is None:
             return asked
         found = {name: (buffers, check) for name, buffers, check in sections}

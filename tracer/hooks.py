@@ -75,18 +75,13 @@ class _Guard:
 
 
 @contextlib.contextmanager
-def installed(
-    events: Events, *, thread: int | None = None, before_backward: Callable[[], None] = lambda: None
-) -> Iterator[None]:
-    """Send what happens to `events` while the block runs; `thread` names the only thread to listen to, if it is known.
-
-    `before_backward` is called before every backward pass, in any thread: for long the interpreter is not needed then.
-    """
+def installed(events: Events, *, thread: int | None = None) -> Iterator[None]:
+    """Send what happens to `events` while the block runs; `thread` names the only thread to listen to, if it is known."""
     guard = _Guard(events, thread)
     with contextlib.ExitStack() as stack:
         stack.callback(guard.close)
         scaled = _patch_scaler(stack)
-        _patch_backward(stack, guard, scaled, before_backward)
+        _patch_backward(stack, guard, scaled)
         _patch_fetch(stack, guard)
         pre = register_optimizer_step_pre_hook(lambda o, a, k: now.optimizer_pre(o) if (now := guard.open()) else None)
         stack.callback(pre.remove)
@@ -154,10 +149,7 @@ def _patch_scaler(stack: contextlib.ExitStack) -> dict[int, tuple[Any, Any]]:
 
 
 def _patch_backward(  # noqa: C901  two wrappers that share a flag, flat inside
-    stack: contextlib.ExitStack,
-    guard: _Guard,
-    scaled: dict[int, tuple[Any, Any]],
-    before: Callable[[], None],
+    stack: contextlib.ExitStack, guard: _Guard, scaled: dict[int, tuple[Any, Any]]
 ) -> None:
     def true_loss(loss: Any) -> Any:
         return scaled[id(loss)][1] if id(loss) in scaled else loss
@@ -174,7 +166,6 @@ def _patch_backward(  # noqa: C901  two wrappers that share a flag, flat inside
         @functools.wraps(original)
         def backward(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             outer, inside[0] = inside[0], True
-            before()
             try:
                 result = original(self, *args, **kwargs)
             finally:
@@ -187,8 +178,6 @@ def _patch_backward(  # noqa: C901  two wrappers that share a flag, flat inside
     def function(original: Callable) -> Callable:
         @functools.wraps(original)
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
-            if not inside[0]:
-                before()
             result = original(tensors, *args, **kwargs)
             if not inside[0]:
                 tell(tensors)

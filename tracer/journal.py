@@ -1,7 +1,7 @@
 """The recorder's pen: appends records to the session's tail files, rolls them, keeps count of what the disk refused.
 
-One writer a session: `tracer.backlog`'s thread, or the training thread while that rests. What is written is in the page cache,
-and survives the death of the process. A separate low-priority process (`tracer.sealing`) turns rolled files into segments.
+One writer a session, in the training thread: a record is in the page cache before the step goes on, so a killed process loses
+nothing that was passed. A separate low-priority process (`tracer.sealing`) turns rolled files into segments.
 Room: tracer. May touch: tail/ of its trace.
 """
 

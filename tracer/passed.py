@@ -40,12 +40,6 @@ class Passed:
     summed: bool = True
     header: dict[str, Any] = field(default_factory=dict)
 
-    @property
-    def nbytes(self) -> int:
-        """About how much memory it holds."""
-        held = self.fetched.nbytes + self.layout.nbytes * ((self.weights is not None) + self.grads)
-        return held + sum([len(data) for _, data in self.now.captures.values()])
-
     def record(self) -> tuple[dict[str, Any], list[Section]]:
         """Return the header and the sections of its record."""
         now = self.now

@@ -92,9 +92,7 @@ class Recorder:
         self._live = Live(self.path, self._steps, pause_at=self._pause_at, errands=self._errands)
         self._steps.live = self._live
         self._live.start()
-        self._stack.enter_context(
-            hooks.installed(self._steps.shield, before_backward=self._steps.writing.backlog.nudge)
-        )
+        self._stack.enter_context(hooks.installed(self._steps.shield))
         active.set_listener(self._steps.shield)
         self._stack.callback(active.set_listener, None)
         self._stack.enter_context(_on_sigterm(self))
@@ -177,7 +175,7 @@ class Recorder:
             return Journal(self.path, self._session, row, step, self._errands)
         from tracer.flight import FlightJournal  # noqa: PLC0415  few recordings have one
 
-        return FlightJournal(self.path, self._session, row, step, self._errands, flight=flight, now=lambda: self.step)
+        return FlightJournal(self.path, self._session, row, step, self._errands, flight=flight)
 
     def _place(self, fingerprint: str) -> tuple[int, int, str | None]:
         assert self._facts is not None
@@ -255,11 +253,6 @@ class Recorder:
         if self._live is None:
             raise UsageError("nothing is being recorded yet")
         return self._live
-
-    def flush(self) -> None:
-        """Return when all steps that are over can be read by others (else it takes up to a fortieth of a second)."""
-        if self._steps is not None:
-            self._steps.writing.backlog.drain()
 
     def pause(self) -> None:
         """Hold the run at the end of its current step: from another thread, or from the loop itself. # S4.1"""

@@ -57,7 +57,7 @@ class StepRecorder:
         self._session = session
         self.boundary = Boundary(self)
         self.shield = Shield(self)
-        self.writing = Writing(options.every, session, self.shield.fail)
+        self.writing = Writing(options.every, session)
         self.trained = False
         self._ahead = Ahead()
         self._fetches = Fetches(BatchEncoder(options.sample_counts), keep=options.replayable)
@@ -360,7 +360,9 @@ class StepRecorder:
         )
         now.losses = []  # Their values are known: what waits keeps no tensor of the program alive.
         if kept and self._options.weights:
-            passed.weights = [b"".join(self._reader.packed())]  # The live memory will have moved on.
+            # Copied where the record waits (a loop without a DataLoader): the live memory would have moved on.
+            packed = self._reader.packed()
+            passed.weights = packed if mode == "loader" else [b"".join(packed)]
         if now.grads:
             passed.grads, passed.summed = kept and self._grads, self._options.flight is None
         return passed
@@ -408,7 +410,6 @@ class StepRecorder:
     def _pass(self, passed: Passed) -> None:
         """Between a step and the next: the run may be held, its step written before that."""
         if self.live is not None and not passed.interrupted and self.live.attends(passed.step):
-            self.writing.backlog.drain()
             self._now.started += self.live.stepped(passed.header)
         self.finished = None
 
@@ -447,7 +448,7 @@ class StepRecorder:
             self.end(mode="loader", interrupted=True)
         self._flush()
         self._stop_watching()
-        self.writing.close()
+        self.writing.emission.finish()
 
     def _watch(self, mode: str) -> None:
         """Forward calls are watched where no DataLoader drives the loop, to know the batch."""

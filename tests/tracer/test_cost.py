@@ -75,17 +75,11 @@ def between(start, stop):
 
 def recorded(path, loop, each):
     """Record `loop` with one keyframe, so that nothing but the steps is counted."""
-    with tracer.record(path, detail="replay", keyframe_every=10_000) as recording:
-
-        def settled(k):
-            if k in (WARM, WARM + STEPS):
-                recording.flush()
-            each(k)
-
-        loop(settled)
+    with tracer.record(path, detail="replay", keyframe_every=10_000):
+        loop(each)
 
 
-# Of each loop: the most calls of functions of ours in one step, on average, in the training thread.
+# Of each loop: the most calls of functions of ours in one step, on average.
 CALLS = {by_hand: 160, by_loader: 165}
 
 

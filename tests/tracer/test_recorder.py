@@ -588,7 +588,7 @@ class TestFailures:  # S0.4
         assert "injected" in manifest.read(path).sessions[0].note
         assert rows(path, "select count(*) from steps")[0][0] < 10
 
-    def test_a_write_that_fails_is_counted_and_it_goes_on_after(self, path, monkeypatch, caplog, at_once):
+    def test_a_write_that_fails_is_counted_and_it_goes_on_after(self, path, monkeypatch, caplog):
         clock = [1000.0]
         broken = [False]
         original = TailWriter._write

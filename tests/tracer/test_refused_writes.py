@@ -46,7 +46,7 @@ def _check(path, lost):
         return written, dropped
 
 
-def test_full_disk(tmp_path, refuse, caplog, at_once):
+def test_full_disk(tmp_path, refuse, caplog):
     refuse(False)
     expected = train_rows(steps=STEPS)
 
