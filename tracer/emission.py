@@ -28,16 +28,11 @@ class EpochCounts:
     written: int = 0
     dropped: int = 0
 
-    def wrote(self, *, written: bool) -> None:
-        """A step that is kept was written, or the disk refused it."""
-        self.written += written
-        self.dropped += not written
-
 
 class Emission:
     """Counts steps by epoch and says which are kept: the first batch of an epoch and every N-th after it."""
 
-    def __init__(self, every: int, session: int, write: Callable[[dict[str, Any]], Any]) -> None:
+    def __init__(self, every: int, session: int, write: Callable[[dict[str, Any]], bool]) -> None:
         """`write` takes an epoch record."""
         self._every = every
         self._session = session
@@ -52,8 +47,8 @@ class Emission:
         self._now = EpochCounts(self._passes if number is None else number, step, step)
         self._passes += 1
 
-    def offer(self, step: int, size: int | None) -> tuple[EpochCounts, int, bool]:
-        """Count a step; return (the counts of its epoch, index in the epoch from 0, kept)."""
+    def offer(self, step: int, size: int | None) -> tuple[int | None, int, bool]:
+        """Count a step; return (epoch, index in the epoch from 0, kept)."""
         if self._now is None:
             self._now = EpochCounts(self.given.get("epoch"), step, step)
         now = self._now
@@ -63,7 +58,14 @@ class Emission:
         now.last_step = step
         kept = index == 0 or (index + 1) % self._every == 0
         now.kept += kept
-        return now, index, kept
+        return now.epoch, index, kept
+
+    def wrote(self, header: dict[str, Any], *, written: bool) -> None:
+        """Count what the disk took."""
+        now = self._now
+        if now is not None and header["kind"] == "step":
+            now.written += header["kept"] and written
+            now.dropped += header["kept"] and not written
 
     def finish(self) -> None:
         """The epoch is over: write its counts, and log them."""

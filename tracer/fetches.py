@@ -172,5 +172,5 @@ class Fetches:
             self._trained = self._serial
         self._left = False
         self._now = None
-        self._trials, self._extras = [], []  # what was taken is written later, and has its own
+        self._trials, self._extras = [], []  # what was taken is written at the next step's start, and has its own
         return taken

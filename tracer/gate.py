@@ -50,11 +50,9 @@ class Gate:
 
     def passing(self, step: int) -> float:
         """Between two steps, `step` being next: return how many seconds this took. Raise Stopped."""
-        return 0.0 if self.is_open(step) else self._hold(step)
-
-    def is_open(self, step: int) -> bool:
-        """Whether nobody wants the run held before `step`."""
-        return self._free.is_set() and step < self._pause_at
+        if self._free.is_set() and step < self._pause_at:
+            return 0.0
+        return self._hold(step)
 
     @property
     def will_hold(self) -> bool:

@@ -95,12 +95,10 @@ class Live:
         if self._server is not None:
             self._server.publish()
 
-    def attends(self, step: int) -> bool:
-        """Whether something is to be done at the end of `step`: else `stepped` need not be called."""
-        return self.progress.due() or not self.gate.is_open(step + 1)
-
     def stepped(self, header: dict[str, Any]) -> float:
         """A step's record is written: note it, wait where asked, return the seconds waited. Raise Stopped."""
+        if header["kind"] != "step":
+            return 0.0
         self.progress.stepped(header, self._run.driver())
         seconds = self.gate.passing(int(header["step"]) + 1)
         if seconds:

@@ -1,22 +1,21 @@
-"""A step that is over: what its record says, kept until the record is made. Room: tracer. Pure."""
+"""A step that is over, until what is said late of it is said too; then its record. Room: tracer. Pure."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from tracer.sections import OpenStep, Section, pack_grads
 from tracer.tail import checksum
 
 if TYPE_CHECKING:
-    from tracer.emission import EpochCounts
     from tracer.fetches import Taken
     from tracer.registry import Layout
 
 
 @dataclass(slots=True)
 class Passed:
-    """What the training thread notes at the end of a step; nothing of it changes any more but what is said late."""
+    """What is noted at the end of a step; nothing of it changes any more but what is said late."""
 
     step: int
     session: int
@@ -33,12 +32,10 @@ class Passed:
     layout: Layout
     now: OpenStep
     fetched: Taken
-    counts: EpochCounts | None
     epoch: int | None
     weights: list[Any] | None = None
     grads: bool = False
     summed: bool = True
-    header: dict[str, Any] = field(default_factory=dict)
 
     def record(self) -> tuple[dict[str, Any], list[Section]]:
         """Return the header and the sections of its record."""

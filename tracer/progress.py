@@ -129,10 +129,6 @@ class Progress:
             self._base, self._base_step = int(fields["current_step"]), step
         self._given.update({k: v for k, v in fields.items() if k in _GIVEN})
 
-    def due(self) -> bool:
-        """Whether a step that is over is to be noted; else the next may be."""
-        return self._look_again or self._clock() >= self._due
-
     def stepped(self, header: Facts, driver: Any) -> None:
         """A step is over; write where it is due. Called by the training thread, with the program's frames below."""
         self._header = header
@@ -168,11 +164,6 @@ class Progress:
             rate = (step - self._window[1]) / (now - self._window[0])
             self._rate = rate if self._rate is None else self._rate + _SMOOTHING * (rate - self._rate)
             self._window = (now, step)
-
-    def end(self, header: Facts, status: str) -> None:
-        """The run is over, `header` is its last step's."""
-        self._header = header
-        self.write(status)
 
     def held(self, seconds: float) -> None:
         """The run was held so long: that was no training."""

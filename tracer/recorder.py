@@ -240,7 +240,7 @@ class Recorder:
         try:
             self._journal.close(status)
             self._note(replace(session, ended=time.time(), status=status, note=note))
-            self.live.progress.end(steps.writing.last, status)
+            self.live.progress.write(status)
         except OSError as error:
             _log.error("the end of %s could not be written: %s", self.path, error)
         if self._sealer is not None:

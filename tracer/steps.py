@@ -76,7 +76,7 @@ class StepRecorder:
         self._replayable, self._grads = options.replayable, options.grads
         self._peekable = not options.replayable or options.flight is not None
         self.step = 0
-        self._unpassed: Passed | None = None
+        self._unpassed: dict[str, Any] | None = None
         self.finished: OpenStep | None = None
         self.changes: dict[str, Any] = {}
         self.live: Live | None = None
@@ -253,7 +253,8 @@ class StepRecorder:
 
     def forget_written(self) -> None:
         """What was written is gone: samples and a keyframe are written again."""
-        self.writing.lost = "samples"
+        self._fetches.forget_samples()
+        self._pace.force()
 
     def event(self, kind: str, detail: str, step: int | None = None) -> None:
         """Write an event, at the current step if no other is named."""
@@ -334,11 +335,11 @@ class StepRecorder:
         assert self._reader is not None
         assert self._state is not None
         size = int(now.logs.pop("batch_size", 0)) or now.batch_size
-        counts, index, kept = None, None, True
+        epoch, index, kept = now.epoch, None, True
         if not interrupted:
             if self._fetches.left:
                 self.writing.emission.epoch(now.epoch, self.step)
-            counts, index, kept = self.writing.emission.offer(self.step, size)
+            epoch, index, kept = self.writing.emission.offer(self.step, size)
         passed = Passed(
             step=self.step,
             session=self._session,
@@ -355,10 +356,9 @@ class StepRecorder:
             layout=self._reader.layout,
             now=now,
             fetched=self._fetches.taken(by_loader=mode == "loader"),
-            counts=counts,
-            epoch=now.epoch if counts is None else counts.epoch,
+            epoch=epoch,
         )
-        now.losses = []  # Their values are known: what waits keeps no tensor of the program alive.
+        now.losses = []  # Their values are known: no tensor of the program is kept alive.
         if kept and self._options.weights:
             # Copied where the record waits (a loop without a DataLoader): the live memory would have moved on.
             packed = self._reader.packed()
@@ -386,32 +386,21 @@ class StepRecorder:
             self.writing.append(header, [("data", frame.buffers, checksum(frame.buffers))])
 
     def _flush(self) -> None:
-        """What is to be said of the step that is over has been said: its record is written soon; here the run may be held."""
+        """What is to be said of the step that is over has been said: write its record; here the run may be held."""
         passed, self._pending = self._pending, None
         if passed is not None:
             if passed.mode == "optimizer":
                 self._late(passed)
-            self.writing.step(passed)
-            self._unpassed = passed
+            header, sections = passed.record()
+            if not self.writing.step(header, sections):
+                self._pace.force()
+            self._unpassed = header
         if self._unpassed is not None and not self.boundary.in_callback:  # There no signal could be heard.
-            passed, self._unpassed = self._unpassed, None
+            header, self._unpassed = self._unpassed, None
             self._wanted.all = not self._wanted.roots
-            self._pass(passed)
-        if self.writing.lost is not None:
-            self._restart()
-
-    def _restart(self) -> None:
-        """Steps were lost: a keyframe is due, and where all that was written is gone samples are written again."""
-        lost, self.writing.lost = self.writing.lost, None
-        if lost == "samples":
-            self._fetches.forget_samples()
-        self._pace.force()
-
-    def _pass(self, passed: Passed) -> None:
-        """Between a step and the next: the run may be held, its step written before that."""
-        if self.live is not None and not passed.interrupted and self.live.attends(passed.step):
-            self._now.started += self.live.stepped(passed.header)
-        self.finished = None
+            if self.live is not None:
+                self._now.started += self.live.stepped(header)
+            self.finished = None
 
     @property
     def optimizers(self) -> dict[str, torch.optim.Optimizer]:

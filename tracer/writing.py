@@ -1,4 +1,4 @@
-"""The recorder's way to the journal: records in order, and what the disk's refusals have cost.
+"""The recorder's way to the journal: the records of a session in order, its steps counted by epoch.
 
 A step is written as soon as it is over. (To let short steps wait for one another and write them in a thread, while a backward
 pass computes, was tried: of 49 hundredths that a step of 1.5 ms became slower it saved two, and a killed process lost them.)
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from tracer.journal import Journal
-    from tracer.passed import Passed
     from tracer.sections import Section
 
 
@@ -27,10 +26,6 @@ class Writing:
         """Nothing is written before `journal` is set."""
         self.journal: Journal | None = None
         self.emission = Emission(every, session, self.append)
-        self.lost: str | None = None
-        """What a refusal of the disk has cost since this was last asked: "steps", or "samples" too."""
-        self.last: dict[str, Any] = {}
-        """The header of the last step that was written, or refused."""
 
     @property
     def failure(self) -> OSError | None:
@@ -42,22 +37,16 @@ class Writing:
         assert self.journal is not None
         self.journal.layout(header, every_step=every_step)
 
-    def append(self, header: dict[str, Any], sections: Sequence[Section] = ()) -> None:
-        """Write a record."""
-        if self.journal is not None:
-            self.journal.append(header, sections)
+    def append(self, header: dict[str, Any], sections: Sequence[Section] = ()) -> bool:
+        """Write a record; return whether the disk took it."""
+        return self.journal is not None and self.journal.append(header, sections)
 
     def event(self, kind: str, detail: str, step: int) -> None:
         """Write an event."""
         self.append({"kind": "event", "step": step, "event": kind, "detail": detail, "time": time.time()})
 
-    def step(self, passed: Passed) -> None:
-        """Write a step."""
-        passed.header, sections = passed.record()
-        written = self.journal is not None and self.journal.step(passed.header, sections)
-        if passed.counts is not None:
-            self.last = passed.header
-            if passed.kept:
-                passed.counts.wrote(written=written)
-        if not written:
-            self.lost = self.lost or "steps"
+    def step(self, header: dict[str, Any], sections: Sequence[Section]) -> bool:
+        """Write a step's record, and count it; return whether the disk took it."""
+        written = self.journal is not None and self.journal.step(header, sections)
+        self.emission.wrote(header, written=written)
+        return written
