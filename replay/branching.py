@@ -256,12 +256,12 @@ class BranchingEngine(Engine):
         """A capture of the program."""
         super().capture(key, value, dims)
         if self._steps is not None:
-            self._steps.capture(key, value, dims)
+            self._steps.shield.capture(key, value, dims)
 
     def log(self, scalars: dict[str, Any]) -> None:
         """A scalar of the program."""
         if self._steps is not None:
-            self._steps.log(scalars)
+            self._steps.shield.log(scalars)
 
     def _reply_arrived(self) -> None:
         if self._recorder is None:

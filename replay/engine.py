@@ -8,6 +8,7 @@ Room: replay. May touch: the program's state, at a boundary; writes nothing.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 from dataclasses import dataclass
@@ -423,9 +424,10 @@ class Engine:
     # -- what the program gives (tracer.active.Listener) ---------------------------------------------------------------
 
     def capture(self, key: str, value: Any, dims: Sequence[str] | None) -> None:
-        """Keep what the program captures in this step."""
-        tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
-        self.captures[key] = tensor.detach().clone()
+        """Keep what the program captures in this step; what cannot be kept was left out of the record, too."""
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            tensor = value if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
+            self.captures[key] = tensor.detach().clone()
 
     def log(self, scalars: dict[str, Any]) -> None:
         """Logged scalars are recorded already."""

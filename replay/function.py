@@ -22,6 +22,9 @@ from tracer.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_WHOLE = 2**53
+"""Every whole number up to this one is a float."""
+
 
 @dataclass(frozen=True)
 class Function:
@@ -133,23 +136,35 @@ def _defined(text: str) -> str:
 def tidy(name: str, result: Any) -> dict[str, Any]:
     """Return what a metric returned as {name: float | tensor | array}; one number goes by the function's name.
 
-    Raise UsageError for what is neither number nor tensor.
+    Raise UsageError for what is neither number nor tensor, and for a number that no float holds.
     """
     found = result if isinstance(result, dict) else {name: result}
     return {str(key): _number_or_array(str(key), value) for key, value in found.items()}
 
 
 def _number_or_array(key: str, value: Any) -> Any:
-    if isinstance(value, (bool, int, float)):
-        return float(value)
     if hasattr(value, "detach"):
         value = value.detach()
     if getattr(value, "ndim", None) == 0:
-        return float(value)
+        value = value.item()
+    if isinstance(value, (bool, int, float)):
+        return _float(key, value)
     if hasattr(value, "dtype") and hasattr(value, "shape"):
         return value
     if isinstance(value, (list, tuple)):
         import numpy as np  # noqa: PLC0415  a list of numbers is rare
 
-        return np.asarray(value, dtype=np.float64)
+        found = np.asarray(value)
+        return found if beyond_floats(found) else found.astype(np.float64)
     raise UsageError(f"{key!r} is a {type(value).__name__}: a metric gives numbers, tensors or arrays")
+
+
+def _float(key: str, value: float) -> float:
+    if isinstance(value, int) and abs(value) > _WHOLE:
+        raise UsageError(f"{key!r} is {value}, which no float holds: return it as an array, [{value}]")
+    return float(value)
+
+
+def beyond_floats(array: Any) -> bool:
+    """Whether a NumPy array has whole numbers that no float64 holds."""
+    return array.dtype.kind in "iu" and array.size > 0 and bool((array > _WHOLE).any() or (array < -_WHOLE).any())

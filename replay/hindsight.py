@@ -17,13 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from replay.function import Function, find, tidy
+from replay.function import Function, beyond_floats, find, tidy
 from replay.lens import Lens
 from replay.moment import NotStoredError, StoredMoment
 from replay.segments import Desk, Piece, cut, packed, unpacked
 from replay.session import spans
-from tracer import addenda
+from tracer import addenda, proof
 from tracer.errors import RewindError, StepError, UsageError
 from tracer.ranges import Ranges
 from tracer.trace import Trace, open_trace
@@ -176,7 +177,7 @@ class _Run:
         path = self._write(steps, scalars, arrays, verdicts)
         judged = [(k, sure) for k, _, sure in rows if sure != STORED]
         if judged:
-            addenda.write_verdicts(self._trace.path, judged)
+            proof.keep(self._trace, judged, torch=str(torch.__version__), way="hindsight")
         self._desk.clear()
         return Hindsight(self._asked.name, self._asked.digest, steps, scalars, arrays, verdicts, path)
 
@@ -189,7 +190,7 @@ class _Run:
     ) -> Path:
         flat = dict(scalars)
         for key, values in arrays.items():
-            if values.ndim == 2 and values.shape[1] <= WIDEST:
+            if values.ndim == 2 and values.shape[1] <= WIDEST and not beyond_floats(values):
                 flat |= {f"{key}[{i}]": values[:, i] for i in range(values.shape[1])}
         rows = [(int(k), key, float(v)) for key, column in flat.items() for k, v in zip(steps, column, strict=True)]
         facts = {"source": self._asked.source, "function": self._asked.name, "verdicts": verdicts, "steps": len(steps)}
@@ -314,8 +315,10 @@ def _columns(rows: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[st
 def _stack(values: list[np.ndarray]) -> np.ndarray:
     dims = max(v.ndim for v in values)
     shape = tuple(max(v.shape[i] for v in values if v.ndim == dims) for i in range(dims))
-    if all(v.shape == shape for v in values):
+    if all(v.shape == shape for v in values) and np.result_type(*values).kind == values[0].dtype.kind:
         return np.stack(values)
+    if any(map(beyond_floats, values)):
+        raise UsageError("whole numbers that no float holds need one shape and type at every step")
     stacked = np.full((len(values), *shape), np.nan)
     for place, value in zip(stacked, values, strict=True):
         if value.ndim == dims:

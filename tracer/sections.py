@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from tracer import frames, registry, values
@@ -102,9 +103,25 @@ def number(value: Any) -> float:
     return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)
 
 
-def fits_float(tensor: torch.Tensor) -> bool:
-    """Whether a float is all that a 0-d tensor is: whole numbers up to 2^53 are, a complex number is not."""
-    return tensor.is_floating_point() or (not tensor.is_complex() and abs(tensor.item()) <= _WHOLE)
+def scalar(value: Any) -> float | torch.Tensor:
+    """One number as the float that it is, NaN for None; as a tensor of one where no float is it: 2^53 + 1, a complex number.
+
+    Raise TypeError, ValueError, RuntimeError for what is no number, OverflowError where 64 bits do not hold it.
+    """
+    plain = value.item() if isinstance(value, (torch.Tensor, np.ndarray, np.generic)) else value
+    if plain is None:
+        return math.nan
+    if isinstance(plain, complex) or (isinstance(plain, int) and not -_WHOLE <= plain <= _WHOLE):
+        return value.detach().reshape(1) if isinstance(value, torch.Tensor) else _of_one(plain)
+    return float(plain)
+
+
+def _of_one(plain: complex) -> torch.Tensor:
+    if isinstance(plain, complex):
+        return torch.tensor([plain], dtype=torch.complex128)
+    if not -(2**63) <= plain < 2**64:
+        raise OverflowError(f"a number of {plain.bit_length()} bits, more than 64")
+    return torch.tensor([plain], dtype=torch.int64 if plain < 2**63 else torch.uint64)
 
 
 def described(key: str, tensor: torch.Tensor, dims: Sequence[str] | None) -> dict[str, Any]:

@@ -28,11 +28,10 @@ from tracer.passed import Passed
 from tracer.sections import (
     OpenStep,
     described,
-    fits_float,
     input_size,
     model_inputs,
-    number,
     same_tensors,
+    scalar,
 )
 from tracer.shield import Shield
 from tracer.tail import checksum
@@ -454,18 +453,26 @@ class StepRecorder:
     # -- what user code gives (tracer.active.Listener) -----------------------------------------------------------------
 
     def capture(self, key: str, value: Any, dims: Sequence[str] | None) -> None:
-        """Keep a copy of `value` for the current step; a number becomes a scalar, one that no float holds an array of one."""
-        tensor = value.detach() if isinstance(value, torch.Tensor) else torch.as_tensor(np.asarray(value))
-        if tensor.dim() == 0:
-            if fits_float(tensor):
-                self._now.logs[key] = float(tensor)
-                return
-            tensor = tensor.reshape(1)
+        """Keep a copy of `value` for the current step; one number is logged."""
+        tensor = value.detach() if isinstance(value, torch.Tensor) else np.asarray(value)
+        if tensor.ndim == 0:
+            self.log({key: tensor})
+        else:
+            self._keep(key, torch.as_tensor(tensor), dims)
+
+    def _keep(self, key: str, tensor: torch.Tensor, dims: Sequence[str] | None) -> None:
         self._now.captures[key] = (described(key, tensor, dims), bytes(values.tensor_bytes(tensor)))
 
     def log(self, scalars: dict[str, Any]) -> None:
-        """Keep scalars for the current step."""
-        self._now.logs.update({name: number(value) for name, value in scalars.items()})
+        """Keep scalars for the current step; one that no float holds as a capture, an array of one."""
+        for name, value in scalars.items():
+            found = scalar(value)
+            if name == "batch_size" and not (isinstance(found, float) and found.is_integer() and found >= 0):
+                raise ValueError(f"{value} is no number of samples")
+            if isinstance(found, float):
+                self._now.logs[name] = found
+            else:
+                self._keep(name, found, None)
 
     def progress(self, fields: dict[str, Any]) -> None:
         """Keep what the program says of its progress."""
