@@ -190,21 +190,32 @@ def _fighting(run: Recorded) -> Iterator[Answer]:
         yield Answer("Is the gradient fighting the SOM?", words, go, parts=parts, settings={"forces.by": "movement"})
 
 
+def proven_anew(known: Iterable[Answer], run: Recorded) -> tuple[Answer, ...]:
+    """Answers given earlier, the one on verdicts as it is now."""
+    fresh = {one.question: one for one in _asked(_exact, run)}
+    return tuple(fresh.get(one.question, one) for one in known)
+
+
 def _exact(run: Recorded) -> Iterator[Answer]:
-    question = "Can a step be run again, bit for bit?"
+    question = "Is the run proven, bit for bit?"
     if not run.replayable:
         yield Answer(question, "No: it was recorded without keyframes (detail metrics).", {"tab": "replay"})
         return
-    kinds = list(run.trace.verdicts.values())
-    verified, diverged, count = kinds.count("verified"), kinds.count("diverged"), run.last - run.first + 1
-    if not kinds:
-        words = "Any step is re-executed from the keyframe before it, and every bit compared: here, or all by `rewind verify`."
-        yield Answer(question, words, {"tab": "replay"})
+    known, go = run.proof, {"tab": "replay"}
+    if known.untried == known.steps:
+        words = "Not tried yet. A step is re-executed from the keyframe before it, every bit compared: all by `rewind verify`."
+        yield Answer(question, words, go)
         return
-    rest = f", {diverged} diverged" if diverged else ""
-    words = f"{'All' if verified == count else f'{verified} of'} {count} steps were re-executed and verified{rest}."
-    parts = (("verified", verified, "green"), ("diverged", diverged, "red"), ("not tried", count - len(kinds), "track"))
-    yield Answer(question, words, {"tab": "replay"}, parts=parts if diverged or verified < count else ())
+    parts = (
+        ("verified", known.verified, "green"),
+        ("diverged", known.diverged, "red"),
+        ("unverifiable", known.unverifiable, "yellow"),
+        ("not tried", known.untried, "track"),
+    )
+    if known.first_diverged is not None:
+        go["step"] = known.first_diverged
+    words = f"{known.words[:1].upper()}{known.words[1:]}."
+    yield Answer(question, words, go, parts=() if known.whole else parts)
 
 
 QUICK: Final = (_loss, _exact)
@@ -254,6 +265,7 @@ def about(run: Recorded) -> list[tuple[str, str]]:
     )
     facts = [("program", " ".join([script, *program.argv])), ("recorded", _moment(known.created)), *_length(run)]
     facts += [("detail", _DETAIL.get(known.detail, known.detail)), *_stored(run)]
+    facts += [("verdicts", run.proof.words)] if run.replayable else []
     facts.append(("on disk", _size(info["bytes"])))
     made = known.environment
     machine = made if isinstance(made, dict) else vars(made)

@@ -309,6 +309,7 @@ def is_live(run: Recorded) -> bool:
 def state_of(run: Recorded, k: int) -> dict[str, Any]:
     """What /debug/state says of step `k`."""
     status = run.trace.status()["status"]
+    run.reread()
     return {
         "run": run.name,
         "mode": "live" if status in ("running", "paused") else "recorded",
@@ -319,7 +320,7 @@ def state_of(run: Recorded, k: int) -> dict[str, Any]:
         "last_step": None if run.empty else run.last,
         "scalars": run.scalars_at(k),
         "fingerprint": None if run.empty else run.trace.fingerprint(k),
-        "verdict": run.trace.verdicts.get(k),
+        "verdict": run.verdicts.get(k),
         "layers": run.layers,
         "sources": run.sources,
     }

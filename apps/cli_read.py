@@ -60,11 +60,19 @@ def _ls_row(depth: int, facts: dict[str, Any]) -> list[Any]:
 @_trace
 @as_json
 def info(trace: Path, *, as_json: bool) -> None:
-    """Say what TRACE holds: steps, sessions, keyframes, size, and whether it can be replayed."""
+    """Say what TRACE holds: steps, sessions, keyframes, size, whether it can be replayed, and whether it was verified."""
     from tracer import open_trace
+    from tracer.errors import TraceError
+    from tracer.proof import proof
 
     with open_trace(trace) as opened:
-        print_facts(opened.info(), as_json=as_json)
+        facts = opened.info()
+        try:
+            known = proof(opened)
+            facts["verdicts"] = known.as_dict() if as_json else known.words
+        except TraceError as error:  # The rest of what is known of a damaged trace is worth having.
+            facts["verdicts"] = {"words": str(error)} if as_json else str(error)
+        print_facts(facts, as_json=as_json)
 
 
 @click.command()

@@ -53,14 +53,19 @@ def replay(trace: Path, *, at: int, steps: int, anyway: bool, as_json: bool) -> 
     was not verified.
     """
     from replay import Session
+    from replay.verify import keep
 
-    verdicts = []
+    verdicts: list[Any] = []
     with Session(trace, anyway=anyway) as session:
         session.seek(at)
-        for verdict in session.running(steps):
-            verdicts.append(verdict)
-            if not as_json:
-                click.echo(verdict_line(verdict))
+        try:
+            for verdict in session.running(steps):
+                verdicts.append(verdict)
+                if not as_json:
+                    click.echo(verdict_line(verdict))
+        finally:
+            for note in keep(session.trace, verdicts, way="replay"):
+                click.echo(note, err=True)
     if as_json:
         print_json({"at": at, "steps": len(verdicts), "verdicts": [verdict.as_dict() for verdict in verdicts]})
     return int(any(not verdict.verified for verdict in verdicts))

@@ -50,15 +50,13 @@ class Recorded(Scalars):
         self._again: dict[int, dict[str, Any]] = {}
         self._peeked: dict[int, Peeked] = {}
         self._batches: dict[int, Batch] = {}
-        self.verdicts: dict[int, str] = {}
-        """What re-executions in this app said of steps."""
         self._superseded = trace.superseded
         self._made: dict[tuple[Any, ...], NDArray[np.float64]] = {}
 
     def twin(self) -> Recorded:
         """The same run opened once more, for another thread."""
         twin = Recorded(open_trace(self.trace.path), self.name)
-        twin._again, twin._peeked, twin.verdicts = self._again, self._peeked, self.verdicts
+        twin._again, twin._peeked, twin.told = self._again, self._peeked, self.told
         return twin
 
     def refresh(self) -> None:
@@ -70,7 +68,7 @@ class Recorded(Scalars):
             self._batches.clear()
             self._again.clear()
             self._peeked.clear()
-            self.verdicts.clear()
+            self.told.clear()
         for kind in type(self).__mro__:
             for name, made in vars(kind).items():
                 if isinstance(made, cached_property):
@@ -239,8 +237,7 @@ class Recorded(Scalars):
         ]
 
     def keep_rerun(self, k: int, verdict: str, states: dict[int, dict[str, Any]], told: Peeked) -> None:
-        """Take in step `k` as it was re-executed. What diverged is no part of the run: of that only the verdict."""
-        self.verdicts[k] = verdict
+        """Take in step `k` as it was re-executed. What diverged is no part of the run."""
         if verdict != "diverged":
             for at, state in states.items():
                 self.keep(at, state)

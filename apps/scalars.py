@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tracer.errors import RewindError, StepError
+from tracer.proof import changed, proof
+from tracer.ranges import Ranges
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from tracer import Trace
+    from tracer.proof import Proof
 
 # One question, since each would first take in what a live run wrote meanwhile. A capture without a value for a step is
 # NULL and no NaN: only what the run itself gave is marked.
@@ -36,6 +39,9 @@ class Marks:
     sessions: list[int]
     nan: list[int]
     events: list[int]
+    verified: list[tuple[int, int]]
+    """Runs of steps that are proven: the first and the last of each."""
+    diverged: list[int]
 
 
 class Scalars:
@@ -45,6 +51,9 @@ class Scalars:
         """`name` is what the run is called in the app and the API."""
         self.trace = trace
         self.name = name or trace.path.name
+        self.told: dict[int, str] = {}
+        """Verdicts of this app's that could not be kept in the trace."""
+        self._judged = changed(trace.path)
 
     @property
     def first(self) -> int:
@@ -121,7 +130,41 @@ class Scalars:
             sessions=[s.first_step for s in self.trace.sessions[1:]],
             nan=kinds["nan"],
             events=kinds["event"],
+            verified=self._verified(),
+            diverged=[k for k, kind in self.verdicts.items() if kind == "diverged" and k >= self.first],
         )
+
+    # -- verdicts ------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def verdicts(self) -> dict[int, str]:
+        """The newest verdict on each step that has one, by step."""
+        kept = dict(self.trace.sql("select step, verdict from _verdicts order by step").fetchall())
+        return dict(sorted({**kept, **self.told}.items()))
+
+    @cached_property
+    def proof(self) -> Proof:
+        """What the verdicts that are kept in the trace say of the whole."""
+        return proof(self.trace)
+
+    def reread(self) -> None:
+        """Take in the verdicts that came to the trace since, from whatever process."""
+        now = changed(self.trace.path)
+        if now != self._judged:
+            self._judged = now
+            self._forget_verdicts()
+
+    def tell_verdict(self, k: int, kind: str) -> None:
+        """Take in a verdict that could not be kept in the trace."""
+        self.told[k] = kind
+        self._forget_verdicts()
+
+    def _forget_verdicts(self) -> None:
+        for name in ("verdicts", "proof", "marks"):
+            self.__dict__.pop(name, None)
+
+    def _verified(self) -> list[tuple[int, int]]:
+        return list(Ranges.of(k for k, kind in self.verdicts.items() if kind == "verified" and k >= self.first).runs)
 
 
 def _is_numeric(values: Any) -> bool:

@@ -56,6 +56,7 @@ class Viewer:
         self._body = pn.Column(sizing_mode="stretch_width", margin=(12, 16, 24, 16))
         self._worker: ThreadPoolExecutor | None = None
         self._closed = False
+        self._marked: Any = None
         self._document = pn.state.curdoc
         self.following = Following(self, runs, self._turn)
         self.root = pn.Column(self._shell, self._body, sizing_mode="stretch_width")
@@ -134,7 +135,14 @@ class Viewer:
             }
         )
 
+    def _mark(self) -> None:
+        """Verdicts that came since, from here or from another process, are marked on the track."""
+        self.run.reread()
+        if not self.live and self.run.marks is not self._marked:
+            self._shell.tell({"kind": "track", **self._track()})
+
     def _track(self) -> dict[str, Any]:
+        self._marked = self.run.marks
         return track(self.run, sorted({other.at_step for other in self.relatives()}))
 
     def _go_along(self) -> None:
@@ -159,6 +167,7 @@ class Viewer:
         """Bring the tab that is seen up to date, then say so: all in one message."""
         self._problem = "This trace has no steps yet." if self.run.empty else ""
         with pn.io.hold():
+            self._guarded(self._mark)
             self._guarded(self._show_tab)
             self._shell.tell({**self._state(ack), "push": push})
 
@@ -364,7 +373,7 @@ def facts(run: Recorded, k: int) -> list[tuple[str, Any]]:
         value = values.get(name)
         if value is not None:
             shown.append((name.replace("_", " "), int(value) if name == "epoch" else value))
-    verdict = run.verdicts.get(k) or run.trace.verdicts.get(k)
+    verdict = run.verdicts.get(k)
     return [*shown, ("", verdict)] if verdict else shown
 
 

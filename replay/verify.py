@@ -1,5 +1,6 @@
 """`rewind verify`: re-execute the steps of a trace, and prove them bit for bit or name what differs. # B2
 
+What was found is kept in the trace (`tracer.proof`), also where the verification is broken off.
 Room: replay. May touch: one session; the verdicts of its trace.
 """
 
@@ -10,12 +11,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from replay.session import Session
 from replay.verdict import Verdict
+from tracer import proof
 from tracer.errors import ReplayError, StepError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from tracer.trace import Trace
 
@@ -75,16 +79,34 @@ def verify(
     with Session(trace, program=program, anyway=anyway, current_source=current_source) as session:
         first, end = _range(session.trace, steps)
         report = Report(first, end)
-        k = first
-        while k < end:
-            k = _from(session, k, end, report, progress)
-            if _hopeless(report):
-                _give_up(report, k, end, progress)
-                break
+        try:
+            _run(session, report, progress)
+        finally:
+            if not current_source:
+                report.notes += keep(session.trace, report.verdicts)
         if session.context.changed_sources and not current_source:
             names = ", ".join(Path(p).name for p in session.context.changed_sources)
             report.notes.append(f"changed since recording, replayed as recorded: {names}")
     return report
+
+
+def keep(trace: Trace, verdicts: Iterable[Verdict], *, way: str = "verify") -> list[str]:
+    """Keep verdicts in their trace; return why that could not be, where it could not: they are true all the same."""
+    try:
+        proof.keep(trace, ((v.step, v.kind) for v in verdicts), torch=str(torch.__version__), way=way)
+    except OSError as error:
+        return [f"the verdicts could not be kept in the trace: {error}"]
+    return []
+
+
+def _run(session: Session, report: Report, progress: Callable[[int, int], None] | None) -> None:
+    """Judge all steps of the report."""
+    k, end = report.first, report.end
+    while k < end:
+        k = _from(session, k, end, report, progress)
+        if _hopeless(report):
+            _give_up(report, k, end, progress)
+            break
 
 
 def _range(trace: Trace, steps: tuple[int, int] | None) -> tuple[int, int]:

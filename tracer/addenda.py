@@ -1,7 +1,7 @@
 """What is found out about a trace after it was recorded: hindsight metrics and verdicts, joined to it by SQL.
 
 Each result is a Parquet file of a name never used before, `hindsight/<name>-<hash>.parquet` and
-`verdicts/<number>.parquet`, that appears whole by one rename; of several verdicts of a step the newest counts.
+`verdicts/<number>-<process>.parquet`, that appears whole by one rename; of several verdicts of a step the newest counts.
 Room: tracer. May touch: hindsight/ and verdicts/ of the trace it is given.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 import re
 import time
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,18 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("rewind")
 DIRECTORIES = ("hindsight", "verdicts")
-_VERDICTS = pa.schema({"step": pa.int64(), "verdict": pa.string(), "generation": pa.int64(), "time": pa.float64()})
+VERDICTS = pa.schema(
+    {
+        "step": pa.int64(),
+        "verdict": pa.string(),
+        "generation": pa.int64(),
+        "time": pa.float64(),
+        "session": pa.int32(),
+        "torch": pa.string(),
+        "way": pa.string(),
+    }
+)
+"""See `tracer.proof`; of files without the last four the time is that of the file, the rest not known."""
 _HINDSIGHT = pa.schema(
     {
         "step": pa.int64(),
@@ -96,17 +108,21 @@ def _write(target: Path, table: pa.Table, facts: dict[str, Any]) -> None:
 
 
 def write_verdicts(path: Path, rows: Sequence[tuple[int, str]]) -> Path:
-    """Add verdicts of steps: rows are (step, kind). Return the file."""
-    number = max((int(f.stem) for f in files(path) if f.parent.name == "verdicts" and f.stem.isdigit()), default=0) + 1
-    table = pa.table(
-        {
-            "step": pa.array([r[0] for r in rows], pa.int64()),
-            "verdict": pa.array([r[1] for r in rows], pa.string()),
-            "generation": pa.array([number] * len(rows), pa.int64()),
-        }
-    )
-    target = path / "verdicts" / f"{number:06d}.parquet"
-    _write(target, table, {"rows": len(rows), "time": time.time()})
+    """Add verdicts of steps of which only (step, kind) is known. Return the file."""
+    known = {"step": pa.array([r[0] for r in rows], pa.int64()), "verdict": pa.array([r[1] for r in rows], pa.string())}
+    return add_verdicts(path, pa.table(known))
+
+
+def add_verdicts(path: Path, fresh: pa.Table, earlier: pa.Table | None = None) -> Path:
+    """Add verdicts: `fresh` without their generation, which is a new one; rows of `earlier` files as they are. Return the file."""
+    own = (f for f in files(path) if f.parent.name == "verdicts")
+    number = 1 + max((int(n) for f in own if (n := f.stem.partition("-")[0]).isdigit()), default=0)
+    table = fresh.append_column("generation", pa.array([number] * len(fresh), pa.int64()))
+    if earlier is not None:
+        table = pa.concat_tables([earlier, table], promote_options="default")
+    # Two processes may have counted alike.
+    target = path / "verdicts" / f"{number:06d}-{os.getpid()}.parquet"
+    _write(target, table, {"rows": len(table), "time": time.time()})
     return target
 
 
@@ -121,8 +137,19 @@ def hindsight(path: Path) -> pa.Table:
 
 
 def verdicts(path: Path) -> pa.Table:
-    """All verdicts: step, verdict, generation; the highest generation counts. `time`: when it was given, infinite if unknown."""
-    return _read(path, "verdicts", _VERDICTS)
+    """All verdicts, as VERDICTS says; the highest generation counts. `time`: when it was given, infinite if unknown."""
+    return _read(path, "verdicts", VERDICTS)
+
+
+def verdict_rows(file: Path) -> pa.Table:
+    """The verdicts of one file. Raise DamageError, KeyError or ArrowException where they cannot be read."""
+    rows = read(file)
+    if "time" not in rows.column_names:
+        rows = rows.append_column("time", pa.array([_time(file)] * len(rows), pa.float64()))
+    for field in list(VERDICTS)[4:]:
+        if field.name not in rows.column_names:
+            rows = rows.append_column(field, pa.nulls(len(rows), field.type))
+    return rows.select(VERDICTS.names).cast(VERDICTS)
 
 
 def _read(path: Path, directory: str, schema: pa.Schema) -> pa.Table:
@@ -130,10 +157,8 @@ def _read(path: Path, directory: str, schema: pa.Schema) -> pa.Table:
     for file in files(path):
         if file.parent.name == directory:
             try:
-                rows = read(file)
-                if "time" in schema.names:
-                    rows = rows.append_column("time", pa.array([_time(file)] * len(rows), pa.float64()))
-                found.append(rows.select(schema.names).cast(schema))
+                rows = verdict_rows(file) if directory == "verdicts" else read(file).select(schema.names).cast(schema)
+                found.append(rows)
             except (DamageError, pa.ArrowException, KeyError) as error:
                 # What was found out later is not worth the rest: it is left out, and can be found out again.
                 _log.warning("%s", error)

@@ -110,6 +110,10 @@ class Trace:
         """{session: step from which on later sessions have taken its place}, for those of which that is so. # S1.3"""
         return dict(self._chain.cuts)
 
+    def session_of(self, k: int) -> int:
+        """The session that step `k` belongs to. Raise StepError."""
+        return self._chain.session_of(k)
+
     def refresh(self) -> bool:
         """Take in what a live run has written since; return whether there was anything."""
         changed = self._chain.refresh()

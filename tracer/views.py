@@ -60,8 +60,7 @@ def view_statements(scalars: list[str], names: dict[str, str], *, cut: bool, jud
     """
     return [
         # A step that a later session made anew has none of the verdicts, or late values, on the one it stands for.
-        f"CREATE OR REPLACE VIEW _verdicts AS SELECT v.step, s.session, arg_max(v.verdict, v.generation) AS verdict "
-        f"FROM verdicts_known v {_OF_THIS.format('v.time')} GROUP BY ALL",
+        _verdicts_view(),
         _all_steps(cut=cut, judged=judged),
         "CREATE OR REPLACE VIEW steps AS SELECT * EXCLUDE (superseded) FROM all_steps WHERE NOT superseded",
         "CREATE OR REPLACE VIEW _hindsight AS SELECT v.step, v.name, arg_max(v.value, v.generation) AS value, v.source "
@@ -78,6 +77,22 @@ def view_statements(scalars: list[str], names: dict[str, str], *, cut: bool, jud
         "(SELECT session, max(step) AS last_step FROM _steps GROUP BY session) l USING (session) ORDER BY k.session",
         "CREATE OR REPLACE VIEW branches AS SELECT * FROM branches_known",
     ]
+
+
+def _verdicts_view() -> str:
+    """The newest verdict on each step, of the session that the step is of; where no session is named its time says whose it is."""
+    newest = ", ".join(
+        f"arg_max({value}, v.generation) AS {name}"
+        for name, value in (("verdict", "v.verdict"), ("time", "v.time"), ("torch", "coalesce(v.torch, '')"))
+    )
+    return (
+        f"CREATE OR REPLACE VIEW _verdicts AS SELECT v.step, s.session, {newest} FROM verdicts_known v "
+        "LEFT JOIN _steps s ON s.step = v.step LEFT JOIN sessions_known k ON k.session = s.session "
+        "LEFT JOIN sessions_known j ON j.session = v.session "
+        "WHERE coalesce(v.step < k.cut, true) AND coalesce(v.step < j.cut, true) AND CASE WHEN v.session IS NULL "
+        "THEN coalesce(k.session, 0) = 0 OR v.time >= k.started ELSE coalesce(v.session = s.session, true) END "
+        "GROUP BY v.step, s.session"
+    )
 
 
 def _all_steps(*, cut: bool, judged: bool) -> str:

@@ -6,17 +6,21 @@ export const render = surface((root, send) => {
   const buttons = [here, button("‹ back by re-execution", "back"), button("forward by re-execution ›", "forward")];
   const anyway = el("input", { type: "checkbox", style: "min-height:0", onchange: () => send({ do: "anyway", value: anyway.checked }) });
   const said = el("div", { role: "status", "aria-live": "polite" });
-  const past = el("div");
+  const past = el("div"), proof = el("p", { style: "margin:0 0 10px" });
   root.append(el("div", { style: "display:grid;grid-template-columns:minmax(0,1fr) 320px;gap:12px;align-items:start" },
     el("div", { class: "card" }, el("div", { class: "row" }, buttons, el("label", {}, anyway, "even where this machine differs")),
       el("p", { class: "soft", style: "margin:8px 0" }, "This runs the recorded program, in a process of its own; what it writes goes to a scratch folder. Every bit of the step is compared with what was recorded."), said),
-    el("div", { class: "card" }, el("h2", {}, "Verdicts of this page"), past)));
+    el("div", { class: "card" }, el("h2", {}, "Verdicts kept in the trace"), proof, el("h2", {}, "Given on this page"), past)));
+  // What all verdicts together say; the way to the first that diverged.
+  const proven = ({ words, whole, first_diverged: lost }) => [lost === null || lost === undefined ? (whole ? el("span", { class: "chip verified" }, "proven") : null) : el("button", { style: "min-height:22px;padding:0 8px", onclick: () => send({ do: "go", step: lost }) }, `step ${lost}`),
+    ` ${words || ""}`].filter(Boolean);
   const table = (title, rows) => rows.length ? [el("h2", { style: "margin-top:14px" }, title), el("dl", { class: "num" }, rows.flatMap(([k, v]) => [el("dt", {}, k), el("dd", {}, v)]))] : [];
   return (frame) => {
     if (frame.kind === "theme") return;
     busy = !!frame.busy;
     for (const b of buttons) b.disabled = busy || !!frame.impossible;
     here.textContent = frame.step === undefined ? "Re-execute this step" : `Re-execute step ${frame.step}`;
+    proof.replaceChildren(...proven(frame.proof || {}));
     const parts = [];
     if (frame.impossible) parts.push(el("div", { class: "empty" }, frame.impossible));
     else if (frame.busy) parts.push(el("div", { class: "soft" }, frame.busy));
@@ -24,7 +28,7 @@ export const render = surface((root, send) => {
     else if (frame.verdict) {
       const v = frame.verdict;
       parts.push(el("div", { class: "row", style: "font-size:15px" }, el("span", { class: `chip ${v.kind}`, "data-verdict": v.kind, style: "font-size:14px" }, v.kind), el("span", {}, `step ${v.step}`), el("span", { class: "soft" }, frame.took)));
-      parts.push(el("dl", {}, [["detail", v.detail], ["first difference", v.tensor], ["by up to", v.max_ulp === null ? null : `${v.max_ulp} ULP`], ["likely cause", v.cause]]
+      parts.push(el("dl", {}, [["detail", v.detail], ["first difference", v.tensor], ["by up to", v.max_ulp === null ? null : `${v.max_ulp} ULP`], ["likely cause", v.cause], ["not kept", (frame.notes || []).join("; ")]]
         .filter(([, x]) => x).flatMap(([k, x]) => [el("dt", {}, k), el("dd", {}, x)])));
       parts.push(...table("Captured", frame.captures), ...table("Gradients left in the parameters", frame.grads), ...table("Files held back", frame.held_back));
     }

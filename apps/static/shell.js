@@ -170,7 +170,12 @@ export const render = surface((root, send) => {
     };
     for (const [step, y] of s.loss) { if (y === null) stroke(); else run.push([x(step, width), height(y)]); }
     stroke();
-    mark(s.marks.keyframes, ink("soft"), FOOT - 4, 8, 2);
+    // What is proven lies as a line under the track; what diverged stands out of it.
+    const one = Math.max(2, x(s.first + 1, width) - x(s.first, width));
+    c.fillStyle = ink("green");
+    for (const [a, b] of s.marks.verified || []) c.fillRect(x(a, width) - one / 2, FOOT + 1, Math.max(2, x(b, width) - x(a, width) + one), 2.5);
+    mark(s.marks.keyframes, ink("soft"), FOOT - 4, 4, 2);
+    mark(s.marks.diverged, ink("red"), FOOT - 8, 12, 2);
     mark(s.marks.sessions, ink("violet"), 0, FOOT, 2);
     mark(s.marks.events, ink("yellow"), 0, 8, 2);
     // A branch leaves the track upwards.
@@ -290,9 +295,11 @@ export const render = surface((root, send) => {
   addEventListener("resize", () => { clearTimeout(settled); settled = setTimeout(() => send({ do: "room", height: innerHeight }), 250); });
   document.addEventListener("visibilitychange", () => send({ do: "seen", visible: !document.hidden }));
   function explain(frame) {
-    const shown = [["keyframes", "soft", "keyframe"], ["nan", "red", "loss not finite"], ["sessions", "violet", "new session"], ["events", "yellow", "event"], ["branches", "green", "branch"]];
+    const shown = [["keyframes", "soft", "keyframe"], ["nan", "red", "loss not finite"], ["diverged", "red", "diverged"], ["sessions", "violet", "new session"], ["events", "yellow", "event"], ["branches", "green", "branch"]];
+    const proven = (frame.marks.verified || []).length;
     const swatch = (look, text) => el("span", {}, el("span", { style: `display:inline-block;margin-right:6px;${look}` }), text);
     legend.replaceChildren(...(frame.loss.length ? [swatch("width:14px;height:2px;vertical-align:middle;background:var(--rw-accent)", "loss")] : []),
+      ...(proven ? [swatch("width:14px;height:3px;vertical-align:middle;background:var(--rw-green)", "verified")] : []),
       ...(epochs() ? [swatch("width:1px;height:11px;background:var(--rw-soft);opacity:.5", "epoch")] : []), ...shown.filter(([name]) => (frame.marks[name] || []).length).map(([, colour, text]) =>
       el("span", {}, el("span", { style: `display:inline-block;width:3px;height:11px;margin-right:5px;background:var(--rw-${colour})` }), text)));
   }

@@ -5,12 +5,13 @@ Room: apps.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import panel as pn
 
-from apps.answers import Answer, about, quick_answers
+from apps.answers import Answer, about, proven_anew, quick_answers
 from apps.lookout import Found
 from apps.surfaces import Overview
 
@@ -53,15 +54,17 @@ class OverviewView:
     def show(self) -> None:
         """Look into the run where that was not done; moving through its steps changes nothing here."""
         run = self._host.run
-        place = (run, run.last, self._host.live)
+        place = (run, run.last, self._host.live, run.proof)
         if place == self._shown:
             return
         new = self._shown[:1] != place[:1]
+        proven = self._shown[:-1] == place[:-1]
         self._shown = place
         if self._host.live or new:
             self._found = Found(tuple(quick_answers(run)))
+        self._found = replace(self._found, answers=proven_anew(self._found.answers, run))
         self._send()
-        if not self._host.live:
+        if not self._host.live and not proven:
             self._host.look(self._arrived)
 
     def restyle(self) -> None:
@@ -83,7 +86,7 @@ class OverviewView:
 
     def _arrived(self, found: Found) -> None:
         if self._shown and self._shown[0] is self._host.run:
-            self._found = found
+            self._found = replace(found, answers=proven_anew(found.answers, self._host.run))
             self._send()
 
     def _send(self) -> None:

@@ -14,6 +14,7 @@ from apps.pictures import plain
 from apps.pilot import Peeked
 from apps.surfaces import Replayer
 from apps.trust import check
+from replay.verify import keep
 from tracer.errors import RewindError
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Rerun:
     grads: dict[str, Any]
     held_back: list[str]
     states: dict[int, dict[str, Any]]
+    notes: list[str]
 
 
 def rerun(session: Any, k: int) -> Rerun:
@@ -41,13 +43,15 @@ def rerun(session: Any, k: int) -> Rerun:
     verdict = session.step()
     seconds = time.perf_counter() - started
     states = {k: before, k + 1: dict(session.state)}
-    return Rerun(verdict, seconds, session.captures, session.grads, session.held_back, states)
+    notes = keep(session.trace, [verdict], way="app")
+    return Rerun(verdict, seconds, session.captures, session.grads, session.held_back, states, notes)
 
 
 def rerun_frame(found: Rerun) -> dict[str, Any]:
     """What the page says of a re-execution."""
     return {
         "verdict": found.verdict.as_dict(),
+        "notes": found.notes,
         "took": f"in {found.seconds * 1000:.0f} ms, from the nearest keyframe",
         "captures": [(key, described(value)) for key, value in found.captures.items()],
         "grads": [(name, f"norm {float(value.float().norm()):.4g}") for name, value in found.grads.items()],
@@ -113,7 +117,9 @@ class ReplayView:
         return f"from replay import Session\nwith Session(trace) as session:\n    session.seek({k})\n    session.step()"
 
     def _say(self, frame: dict[str, Any]) -> None:
-        self._panel.send({"step": self._host.selection.step, "past": self._past[-40:][::-1], **frame})
+        run = self._host.run
+        proof = {**run.proof.as_dict(), "whole": run.proof.whole} if run.replayable else {"words": "none"}
+        self._panel.send({"step": self._host.selection.step, "past": self._past[-40:][::-1], "proof": proof, **frame})
 
     def _heard(self, message: dict[str, Any]) -> None:
         if message.get("do") == "go":
@@ -151,6 +157,8 @@ class ReplayView:
             self._say({"problem": str(found)})
             return
         k, verdict = found.verdict.step, found.verdict.kind
+        if found.notes:
+            run.tell_verdict(k, verdict)
         run.keep_rerun(k, verdict, found.states, Peeked(k, grads=found.grads, captures=found.captures))
         self._past.append((k, verdict))
         self._last = found

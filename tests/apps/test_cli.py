@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -152,6 +154,22 @@ def test_exit_code_of_the_program_passes_through(trace, tmp_path):
     done = rewind("record", "--out", tmp_path / "t", trace.parents[1] / "train.py", "7", cwd=tmp_path)
     assert done.returncode == 7
     assert run(["info", str(tmp_path / "t")]) == 0
+
+
+def test_info_says_what_was_proven(tmp_path, trace, capfd):  # B2
+    path = tmp_path / "t"
+    shutil.copytree(trace, path)
+    assert run(["info", str(path)]) == 0
+    assert "verdicts        not verified yet\n" in capfd.readouterr().out
+    assert run(["replay", str(path), "--at", "2"]) == 0
+    capfd.readouterr()
+    assert run(["info", str(path)]) == 0
+    assert re.search(r"^verdicts +proven in part: 1 of 5 steps, on \d{4}-", capfd.readouterr().out, re.MULTILINE)
+    assert run(["verify", str(path)]) == 0
+    capfd.readouterr()
+    assert run(["info", str(path), "--json"]) == 0
+    known = json.loads(capfd.readouterr().out)["verdicts"]
+    assert (known["verified"], known["steps"], known["untried"]) == (5, 5, 0)
 
 
 def test_info_json(trace, capfd):  # issue 2, point 5

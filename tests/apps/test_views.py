@@ -12,13 +12,14 @@ import torch
 
 from analysis.similarity import OffDiagonal
 from apps import exports, frame, normalize
+from apps.answers import about, proven_anew, quick_answers
 from apps.family import Relative
 from apps.pictures import as_images, columns_of, sheets, shown_batch
 from apps.pilot import Peeked
 from apps.recorded import Recorded
 from apps.runs import Runs, named
 from apps.selection import History, Selection, from_query
-from apps.viewer import Viewer, facts, skyline
+from apps.viewer import Viewer, facts, skyline, track
 from apps.views.batch import batch_frame
 from apps.views.features import feature_frame
 from apps.views.forces import cosine_words, pixels, plain_detail_frame, ratio_over_steps, scatter_data, unseen
@@ -31,7 +32,7 @@ from apps.views.sql import answer, answer_frame, drawable, examples
 from apps.views.trajectories import INITIAL, parse_watched, series
 from replay.diff import Diff, TensorGap
 from tests.tracer.synthetic import make_trace
-from tracer import manifest
+from tracer import manifest, proof
 from tracer.errors import MissingDataError, NotATraceError, RewindError, StepError, UsageError
 from tracer.manifest import source_name
 from tracer.trace import open_trace
@@ -51,6 +52,27 @@ def both(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(both):
     return both[0]
+
+
+def test_a_verdict_that_another_process_gave_is_on_the_track_and_in_the_answers(tmp_path):  # C3
+    run, _ = recorded(tmp_path / "t")
+    with open_trace(tmp_path / "t") as other:
+        assert track(run, [])["marks"]["verified"] == []
+        proof.keep(other, [*((k, "verified") for k in (3, 4, 5, 9)), (7, "diverged")], torch="9.9", way="verify")
+        run.reread()
+        marks = track(run, [])["marks"]
+        assert (marks["verified"], marks["diverged"]) == ([(3, 5), (9, 9)], [7])
+        (exact,) = (one for one in quick_answers(run) if one.go.get("tab") == "replay")
+        assert exact.answer.startswith("Not proven: 4 of 60 steps, 1 diverged, the first is step 7, on ")
+        assert exact.go["step"] == 7
+        assert [count for _, count, _ in exact.parts] == [4, 1, 0, 55]
+        proof.keep(other, [(k, "verified") for k in range(60)], torch="9.9", way="verify")
+        before = run.marks
+        run.reread()
+        assert run.marks is not before
+        (exact,) = proven_anew([exact], run)
+        assert exact.answer.startswith("Proven: 60 of 60 steps, on ")
+        assert dict(about(run))["verdicts"].startswith("proven: 60 of 60 steps, on ")
 
 
 @pytest.fixture(scope="module")
@@ -251,11 +273,12 @@ def test_what_was_not_recorded_is_there_once_its_step_was_run_again(tmp_path):  
     states = {k: {"encoder.weight": torch.as_tensor(truth.weight[k])} for k in (5, 6)}
     run.keep_rerun(5, "diverged", states, Peeked(5, grads={"encoder.weight": gradient}))
     assert "problem" in plain_detail_frame(run, "encoder.weight", 5, 2)[0], "what diverged is no part of the run"
+    run.tell_verdict(5, "diverged")  # what could not be kept in the trace
     assert ("", "diverged") in facts(run, 5)
+    assert run.marks.diverged == [5]
     run.keep_rerun(5, "verified", states, Peeked(5, grads={"encoder.weight": gradient}))
     frame, arrays = plain_detail_frame(run, "encoder.weight", 5, 2)
     assert np.array_equal(arrays["gradient"].ravel(), gradient[2].numpy())
-    assert ("", "verified") in facts(run, 5)
 
 
 def test_convolutions_have_rows(tmp_path):

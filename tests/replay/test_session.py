@@ -28,6 +28,7 @@ from tracer.errors import (
     ReplayError,
     StepError,
 )
+from tracer.proof import proof
 
 pytestmark = [pytest.mark.usefixtures("unsealed"), pytest.mark.timeout(120)]
 STEPS = 10
@@ -333,6 +334,29 @@ class TestVerify:
             "unverifiable": 0,
             "first_divergence": None,
         }
+
+    def test_what_was_found_is_kept_also_where_it_is_broken_off(self, tmp_path):
+        path = record(tmp_path / "t", train)
+
+        def enough(done, count):
+            if done == 4:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            verify(path, program=train, progress=enough)
+        with tracer.open_trace(path) as trace:
+            assert proof(trace).words.startswith(f"proven in part: 4 of {STEPS} steps, on ")
+            assert proof(trace).torch == (torch.__version__,)
+        assert verify(path, program=train).notes == []
+        with tracer.open_trace(path) as trace:
+            assert proof(trace).whole
+
+    def test_a_trace_that_cannot_be_written_is_verified_all_the_same(self, tmp_path):
+        path = record(tmp_path / "t", train)
+        (path / "verdicts").write_text("in the way")
+        report = verify(path, program=train)
+        assert report.verified
+        assert "could not be kept" in report.notes[0]
 
     def test_some_steps(self, trained):
         report = verify(trained, (3, 6), program=train)
