@@ -21,7 +21,7 @@ class Errands:
         self._waiting: dict[str, Callable[[], None]] = {}
         self._busy = False
         self._over = False
-        self._inside = False
+        self._alive = False
         self._thread: threading.Thread | None = None
         self._pid = os.getpid()
 
@@ -33,21 +33,23 @@ class Errands:
         if self._over or os.getpid() != self._pid:
             errand()
             return
-        self._inside = True
         with self._changed:
             self._waiting.pop(kind, None)
             self._waiting[kind] = errand
             self._changed.notify_all()
-        self._inside = False
         if self._thread is None:
-            self._thread = threading.Thread(target=self._work, name="rewind-errands", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._work, name="rewind-errands", daemon=True)
+            self._alive = True
+            thread.start()
+            self._thread = thread
 
     def _work(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._over)
                 if not self._waiting:
+                    self._alive = False
+                    self._changed.notify_all()
                     return
                 kind = next(iter(self._waiting))
                 errand = self._waiting.pop(kind)
@@ -68,13 +70,15 @@ class Errands:
     def close(self) -> None:
         """Wait until nothing is left to do, and end the thread.
 
-        A signal's handler may call it in the midst of `run`: what it interrupted holds the lock that the thread needs, so
-        nothing can be waited for; the thread does the rest if the process lives on.
+        A signal's handler may call it in the midst of `run`, which holds the lock that the thread needs: to wait for the
+        condition gives it back whole, however often this thread has it; to wait for the thread alone would not.
         """
+        thread, self._thread = self._thread, None
+        mine = thread is not None and os.getpid() == self._pid and thread is not threading.current_thread()
         with self._changed:
             self._over = True
             self._changed.notify_all()
-        thread, self._thread = self._thread, None
-        mine = thread is not None and os.getpid() == self._pid and thread is not threading.current_thread()
-        if thread is not None and mine and not self._inside:
+            if mine:
+                self._changed.wait_for(lambda: not self._alive)
+        if thread is not None and mine:
             thread.join()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 
+import pytest
+
 from tracer.errands import Errands
 
 
@@ -54,20 +56,28 @@ def test_a_forked_child_does_it_itself(tmp_path):
     errands.close()
 
 
-def test_a_signal_in_the_midst_of_handing_over_an_errand_does_not_wait_for_ever(monkeypatch):
-    """SIGTERM ends a recording in its handler: what it interrupted may hold the lock that the thread needs."""
-    errands = Errands()
-    errands.run("first", lambda: None)
-    errands.finish()
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_signal_in_the_midst_of_handing_over_an_errand_does_not_wait_for_ever(monkeypatch, busy):
+    """SIGTERM ends a recording in its handler: what it interrupted holds the lock that the thread needs.
+
+    The end of a recording hands over errands of its own, and waits for them, before it ends the thread.
+    """
+    errands, done, held = Errands(), [], threading.Event()
+    errands.run("first", held.wait if busy else held.set)
     notify = errands._changed.notify_all
 
     def interrupted():
         monkeypatch.setattr(errands._changed, "notify_all", notify)
         notify()
+        held.set()
+        errands.run("status", lambda: done.append("status"))
+        errands.finish()
+        errands.run("sync", lambda: done.append("sync"))
         errands.close()
 
     monkeypatch.setattr(errands._changed, "notify_all", interrupted)
-    done = threading.Thread(target=lambda: errands.run("second", lambda: None), daemon=True)
-    done.start()
-    done.join(20)
-    assert not done.is_alive()
+    caller = threading.Thread(target=lambda: errands.run("second", lambda: done.append("second")), daemon=True)
+    caller.start()
+    caller.join(20)
+    assert not caller.is_alive()
+    assert done == ["second", "status", "sync"]
