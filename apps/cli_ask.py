@@ -21,7 +21,7 @@ _trace = click.argument("trace", type=click.Path(path_type=Path))
 _anyway = click.option(
     "--anyway", is_flag=True, help="Go on where this machine or its versions differ from the recorded ones."
 )
-_trust = click.option("--trust", is_flag=True, help="With --reexecute: even what another machine recorded.")
+_trust = click.option("--trust", is_flag=True, help="With --reexecute: even what you did not record on this machine.")
 _COLUMNS = 8
 
 

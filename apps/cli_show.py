@@ -35,7 +35,7 @@ from tracer.errors import UsageError
     help="Of a live run: redraw at most every S seconds.",
 )
 @click.option("--no-browser", is_flag=True, help="Open no browser, only serve. So does NO_BROWSER=1.")
-@click.option("--trust", is_flag=True, help="Let the tab Replay run what another machine recorded, too.")
+@click.option("--trust", is_flag=True, help="Let the tab Replay run what you did not record here, too.")
 def app(traces: tuple[Path, ...], *, port: int, address: str, redraw: float, no_browser: bool, trust: bool) -> None:
     """Look at TRACES in the browser: scrub through the steps, see images, features, forces, matrices, metrics.
 
@@ -61,7 +61,9 @@ def app(traces: tuple[Path, ...], *, port: int, address: str, redraw: float, no_
 @click.option("--view", default="steps", show_default=True, help="steps, features, metrics, epochs, events ...")
 @click.option("--state", type=click.IntRange(min=0), metavar="K", help="The weights of state K instead, as .npz.")
 @click.option("--format", "form", type=click.Choice(["csv", "json", "parquet", "npz"]), help="Default: as --out ends.")
-@click.option("--trust", is_flag=True, help="Re-execute a state that was not stored, even of another machine's trace.")
+@click.option(
+    "--trust", is_flag=True, help="Re-execute a state that was not stored, even of a trace you did not record here."
+)
 def export(trace: Path, *, out: Path, view: str, state: int | None, form: str | None, trust: bool) -> None:
     """Write a view of TRACE, or the weights of one state, to a file: CSV, JSON, Parquet or NPZ."""
     from apps.exports import encode, state_columns, view_columns

@@ -1,4 +1,4 @@
-"""Before a program is run that another machine recorded, the user is asked: replaying a trace runs what it holds.
+"""Before a program is run that this user did not record on this machine, they are asked: replaying a trace runs what it holds.
 
 Room: apps. May touch: reads trace.json of the trace it is given.
 """
@@ -26,21 +26,21 @@ def trust_all() -> None:
 
 
 def check(trace: Path, *, trust: bool = False, how: str = "say --trust") -> None:
-    """Raise UsageError where the trace comes from another machine and its program is not known to be trusted.
+    """Raise UsageError where the trace lacks the user's mark (`tracer.origin`) and its program is not known to be trusted.
 
     `how` tells the user what to do, once they have looked at the program.
     """
-    from tracer import manifest
+    from tracer import manifest, origin
     from tracer.errors import UsageError
 
     facts = manifest.read(trace)
-    foreign = sorted({session.host for session in facts.sessions} - {socket.gethostname()})
-    if trust or _all.is_set() or not foreign:
+    if trust or _all.is_set() or origin.is_ours(facts):
         return
+    foreign = sorted({session.host for session in facts.sessions} - {socket.gethostname()})
+    whose = f"was recorded on {', '.join(foreign)}" if foreign else "lacks the mark of one that you recorded here"
     program = facts.program.path or facts.program.module or "a program"
     raise UsageError(
-        f"{trace} was recorded on {', '.join(foreign)}, and this runs its program, {program}: look at {trace}/source,"
-        f" then {how}",
+        f"{trace} {whose}, and this runs its program, {program}: look at {trace}/source, then {how}",
         path=trace,
     )
 
@@ -48,7 +48,7 @@ def check(trace: Path, *, trust: bool = False, how: str = "say --trust") -> None
 def asks_first(verb: Callable[..., Any]) -> Callable[..., Any]:
     """Give a verb that runs the program of its argument `trace` the flag --trust, without which it refuses a stranger's."""
 
-    @click.option("--trust", is_flag=True, help="Run the program of a trace that another machine recorded.")
+    @click.option("--trust", is_flag=True, help="Run the program of a trace that you did not record on this machine.")
     @functools.wraps(verb)
     def checked(*, trust: bool, trace: Path, **options: Any) -> Any:
         # With --checksums nothing is run.

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 from replay import changes
 from replay.beyond import Shadow
 from replay.engine import NATIVE, Engine, StopProgram, Target
-from tracer import frames, keyframe, rng, values
+from tracer import frames, keyframe, origin, rng, values
 from tracer.errors import RewindError, UsageError
-from tracer.manifest import Parent, Program
+from tracer.manifest import Parent, Program, source_name
 from tracer.options import Options
 from tracer.recorder import Recorder
 from tracer.steps import StepRecorder
@@ -50,6 +50,7 @@ class BranchRecorder(Recorder):
         self._sources = sources
         self._seed = session.seed
         self._parent_env = facts.environment.get("env", {})
+        self._marks = origin.is_ours(facts)
 
     def begin(self, boundary: Any) -> StepRecorder:
         """Make the directory; return what receives the points of a step. Raise UsageError, WriteError."""
@@ -68,11 +69,9 @@ class BranchRecorder(Recorder):
     def _keep_sources(self) -> None:
         assert self._facts is not None
         (self.path / "source").mkdir(exist_ok=True)
-        kept = {}
-        for place, text in self._sources.items():
-            name = f"source/{len(kept):03d}_{os.path.basename(place)}"
-            (self.path / name).write_bytes(text)
-            kept[place] = name
+        kept = {place: source_name(place, text) for place, text in self._sources.items()}
+        for place, name in kept.items():
+            (self.path / name).write_bytes(self._sources[place])
         self._facts = replace(self._facts, program=replace(self._facts.program, sources=kept))
 
     def close(self, status: str = "finished") -> None:

@@ -11,6 +11,14 @@ import pytest
 _TESTS = str(Path(__file__).parent) + os.sep
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_state(tmp_path_factory):
+    """The key that marks traces, and what else lies in the user's state directory, is the tests' own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
+
+
 class _NoSealer:
     """Stands for the sealing process: a trace of tails alone is as whole, and costs no process."""
 

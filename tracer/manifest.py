@@ -83,6 +83,8 @@ class Manifest:
     environment: dict[str, Any]
     sessions: tuple[SessionFacts, ...] = ()
     parent: Parent | None = None
+    origin: str | None = None
+    """The mark of the user who recorded it, see `tracer.origin`."""
     format: int = FORMAT
 
     def with_session(self, session: SessionFacts) -> Manifest:
@@ -163,13 +165,13 @@ def read(path: Path) -> Manifest:
 
 def source_name(path: str, data: bytes) -> str:
     """Where the source file `path` with the content `data` lies in a trace: its name proves it."""
-    return f"source/{hashlib.sha256(data).hexdigest()[:16]}_{os.path.basename(path)}"
+    return f"source/{hashlib.sha256(data).hexdigest()[:32]}_{os.path.basename(path)}"
 
 
 def is_source(name: str, data: bytes) -> bool:
     """Whether `data` is what `source_name` named so; names without a sum, as older traces have, prove nothing."""
-    digest = re.fullmatch(r"source/([0-9a-f]{16})_.*", name, re.DOTALL)
-    return digest is None or hashlib.sha256(data).hexdigest()[:16] == digest[1]
+    digest = re.fullmatch(r"source/([0-9a-f]{16}|[0-9a-f]{32})_.*", name, re.DOTALL)
+    return digest is None or hashlib.sha256(data).hexdigest().startswith(digest[1])
 
 
 def _build(raw: dict[str, Any]) -> Manifest:

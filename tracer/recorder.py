@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracer import active, environment, frames, hooks, manifest, process, program, rng
+from tracer import active, environment, frames, hooks, manifest, origin, process, program, rng
 from tracer.errands import Errands
 from tracer.errors import ProgramError, TraceError, UsageError, WriteError
 from tracer.journal import Journal
@@ -75,6 +75,8 @@ class Recorder:
         self._facts: Manifest | None = None
         self._session = 0
         self._seed: dict[str, Any] | None = None
+        self._marks = True
+        """Whether the trace is this user's own, and is marked so: a stranger's that goes on stays a stranger's."""
         self.trained = False
         """After `close`: whether anything was recorded."""
 
@@ -102,6 +104,7 @@ class Recorder:
         existing = (self.path / "trace.json").exists()
         if existing and self._append:
             facts = manifest.read(self.path)
+            self._marks = origin.is_ours(facts)
             self._session = max((s.session for s in facts.sessions), default=-1) + 1
             from tracer.trace import open_trace  # noqa: PLC0415  the reading side, needed for a further session only
 
@@ -130,6 +133,7 @@ class Recorder:
             parent=self._parent,
         )
         try:
+            facts = self._marked(facts)
             facts.write(self.path)
         except OSError as error:
             raise WriteError(f"{self.path} cannot be begun: {error}", path=self.path) from None
@@ -198,20 +202,27 @@ class Recorder:
 
     def _note(self, session: SessionFacts) -> None:
         """Write what is known of our session, leaving alone what others wrote of theirs. Raise OSError."""
-        own = self._facts = self._facts.with_session(session) if self._facts is not None else None
-        assert own is not None
+        assert self._facts is not None
+        own = self._facts = self._marked(self._facts.with_session(session))
+
+        def change(now: Manifest) -> Manifest:
+            # What another changed meanwhile of what would be run is not marked as ours.
+            self._marks = self._marks and origin.is_ours(now)
+            return self._marked(replace(now.with_session(session), program=own.program, weights=own.weights))
+
         try:
-            self._facts = manifest.amend(
-                self.path, lambda now: replace(now.with_session(session), program=own.program, weights=own.weights)
-            )
+            self._facts = manifest.amend(self.path, change)
         except TraceError:
             own.write(self.path)  # it was removed, or spoilt: what we know is written again
+
+    def _marked(self, facts: Manifest) -> Manifest:
+        return origin.signed(facts) if self._marks else facts
 
     def _remade(self) -> None:
         """The trace's directory was removed under us: what is in memory is written again."""
         assert self._facts is not None
         self._keep_sources()
-        self._facts.write(self.path)
+        self._marked(self._facts).write(self.path)
         self.live.publish()
         if self._steps is not None:
             self._steps.forget_written()

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
-from tracer import manifest
+from tracer import manifest, origin
 from tracer.manifest import Manifest, Program, SessionFacts
 from tracer.tail import TailWriter, checksum
 
@@ -88,7 +88,7 @@ def make_trace(
         started = time.time()
         last = number == len(sessions)
         session = SessionFacts(number, started, first, row, socket.gethostname(), 2**22 + 17, 0.0, status="running")
-        facts = facts.with_session(session)
+        facts = origin.signed(facts.with_session(session))
         facts.write(path)
         run.session(number, first, count, row, close=close or not last)
         ended = time.time() if close or not last else None

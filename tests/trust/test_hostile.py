@@ -287,7 +287,7 @@ def test_a_program_from_elsewhere_is_not_run_unasked(trace, capsys):
     from apps.cli import run
 
     facts = manifest.read(trace)
-    facts.with_session(replace(facts.sessions[0], host="a-strangers-machine")).write(trace)
+    replace(facts.with_session(replace(facts.sessions[0], host="a-strangers-machine")), origin=None).write(trace)
     for verb in (["replay", str(trace), "--at", "3"], ["verify", str(trace)], ["until", str(trace), "loss < 0"]):
         assert run(verb) == 2
         said = capsys.readouterr().err
@@ -300,7 +300,7 @@ def as_if_from_elsewhere(path):
     def foreign(facts):
         for session in facts.sessions:
             facts = facts.with_session(replace(session, host="elsewhere"))
-        return facts
+        return replace(facts, origin=None)
 
     manifest.amend(path, foreign)
 
