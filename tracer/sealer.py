@@ -1,9 +1,9 @@
 """The sealer: turns the tails of a trace into segments; `python -m tracer.sealer TRACE --session S` beside a recording.
 
 That process is started with the recording and loads no torch. It works at low priority, at more where it falls behind.
-It seals each tail file that has been rolled; when its standard input ends (the recording is over, or its process was
-killed) it seals what is left, notes in trace.json how the session ended where nobody else did, builds index.duckdb, and
-ends.
+It seals each tail file that has been rolled, and does what can be done ahead for the one that grows; when its standard
+input ends (the recording is over, or its process was killed) it seals what is left, notes in trace.json how the session
+ended where nobody else did, builds index.duckdb, and ends.
 Room: tracer. May touch: the trace it is given.
 """
 
@@ -63,7 +63,7 @@ def seal(path: str | Path, session: int | None = None) -> list[str]:
     with _lock(path), _translated(path):
         if session is None:
             _sweep(path)
-        return _finish(path, session)
+        return _finish(TailSealer(path), path, session)
 
 
 def _sweep(path: Path) -> None:
@@ -84,8 +84,8 @@ def _is_live(path: Path, facts: SessionFacts) -> bool:
     return bool(written) and time.time() - max(written) < _SILENT_SECONDS
 
 
-def _finish(path: Path, session: int | None) -> list[str]:
-    done = TailSealer(path).seal(session, rolled_only=False)
+def _finish(sealer: TailSealer, path: Path, session: int | None) -> list[str]:
+    done = sealer.seal(session, rolled_only=False)
     for facts in manifest.read(path).sessions:
         if facts.status == "running" and session in (None, facts.session):
             ended = _ended(path, facts)
@@ -101,10 +101,12 @@ def _finish(path: Path, session: int | None) -> list[str]:
 class TailSealer:
     """Seals the tails of one trace, one after the other; it remembers what it knows of the segments before."""
 
-    def __init__(self, path: Path, run: Callable[[int, Callable[[], list[str]]], list[str]] | None = None) -> None:
+    def __init__(self, path: Path, run: Callable[[int, Callable[[], Any]], Any] | None = None) -> None:
         """Of the trace at `path`; nothing is read yet. `run` does what seals one tail; it is told how many wait."""
         self._path = path
-        self._run = run or (lambda waiting, act: act())
+        self._run = run or _at_once
+        self._begun: dict[Key, SegmentWriter] = {}
+        """What was done ahead for the tail that grows."""
         self._columns = {name: tables.Columns(schema.names) for name, schema in tables.SCHEMAS.items()}
         self._known: set[Key] = set()
 
@@ -122,6 +124,24 @@ class TailSealer:
             done += self._run(len(chosen) - place, partial(self._seal_one, key, tails[key], rolled=rolled[key]))
         return done
 
+    def advance(self, session: int) -> None:
+        """Do for the tail of `session` that grows what its end will not change. Raise OSError, TraceError."""
+        tails = {key: tail for key, tail in segments.list_tails(self._path).items() if key[0] == session}
+        if len(tails) != 1:
+            return  # those before it are sealed first: they name columns, and hold its samples' neighbours
+        ((key, tail),) = tails.items()
+        if key not in self._begun:
+            self._learn()
+            writer = None if key in self._known else self._begin(key, OpenSegment(tail, key))
+            if writer is None:
+                return
+            self._begun[key] = writer
+        self._run(1, self._begun[key].advance)
+
+    def hurry(self) -> None:
+        """From now on nothing is left to wait for."""
+        self._run = _at_once
+
     def _learn(self) -> None:
         """Learn the names of columns from the segments that another sealed, in their order."""
         for key, path in segments.list_commits(self._path).items():
@@ -135,21 +155,32 @@ class TailSealer:
             # Killed between the commit and the removal of the tail.
             tail.unlink(missing_ok=True)
             return [f"{tail.name} was sealed before"]
-        segment = OpenSegment(tail, key)
+        begun = self._begun.pop(key, None)
+        segment = begun.segment if begun is not None else OpenSegment(tail, key)
         segment.refresh()
         if rolled and segment.torn_bytes:
             segment.refresh()  # its last record is written when the next file is there: just now, maybe
-        facts = next((s for s in manifest.read(self._path).sessions if s.session == key[0]), None)
-        if not segment.begin or facts is None:
+        writer = begun or self._begin(key, segment)
+        if writer is None:
             return [_unsealed(segment, rolled=rolled)]
-        write_group(self._path / "tensors.zarr")
-        writer = SegmentWriter(self._path, segment, facts, segments.Batch(), self._columns)
         if rolled and segment.torn_bytes and not segment.damage:
             writer.damage.append(f"{tail}: its last {segment.torn_bytes} bytes are damaged")
         writer.seal()
         self._known.add(key)
         segment.close()
         return [f"{tail.name} sealed: {len(segment.steps)} steps", *writer.damage]
+
+    def _begin(self, key: Key, segment: OpenSegment) -> SegmentWriter | None:
+        segment.refresh()
+        facts = next((s for s in manifest.read(self._path).sessions if s.session == key[0]), None)
+        if not segment.begin or facts is None:
+            return None
+        write_group(self._path / "tensors.zarr")
+        return SegmentWriter(self._path, segment, facts, segments.Batch(), self._columns)
+
+
+def _at_once(_waiting: int, act: Callable[[], Any]) -> Any:
+    return act()
 
 
 def _unsealed(segment: OpenSegment, *, rolled: bool) -> str:
@@ -165,15 +196,16 @@ def _unsealed(segment: OpenSegment, *, rolled: bool) -> str:
 
 def _ended(path: Path, facts: SessionFacts) -> SessionFacts:
     """How a session that still says `running` ended: as its close record says; without one it crashed."""
-    closed, last = None, facts.started
+    closed, last, segment = None, facts.started, None
     for commit in segments.list_commits(path).values():
         found = segments.read_commit(commit)
         if found["session"] == facts.session:
             closed = found["closed"] or closed
             last = max(last, found["last_time"] or last)
+            segment = found["seq"]
     if closed is not None:
         return replace(facts, status=closed["status"], ended=closed["time"])
-    return replace(facts, status="crashed", ended=last)
+    return replace(facts, status="crashed", ended=last, last_segment=segment)
 
 
 @contextlib.contextmanager
@@ -202,6 +234,7 @@ def watch(path: Path, session: int) -> int:
         try:
             with _lock(path):
                 sealer.seal(session, rolled_only=True)
+                sealer.advance(session)
                 indexed = at_niceness(_NICE[0], partial(_index_again, path, indexed))
         except (OSError, RewindError) as error:
             # What was begun is begun anew: part of it may have been written.
@@ -210,16 +243,18 @@ def watch(path: Path, session: int) -> int:
                 said = str(error)
                 _say(f"sealing {path} failed, it is tried again: {said}")
             time.sleep(1)
+    sealer.hurry()
     try:
-        seal(path, session)
+        with _lock(path), _translated(path):
+            _finish(sealer, path, session)
     except RewindError as error:
         _say(str(error))
         return 1
     return 0
 
 
-def _paced(waiting: int, act: Callable[[], list[str]]) -> list[str]:
-    """The more tails wait, the less it yields: each is read in full by who opens the run, and takes up the disk twice."""
+def _paced(waiting: int, act: Callable[[], Any]) -> Any:
+    """The more tails wait, the less it yields: each takes who opens the run longer than a segment, and more of the disk."""
     return at_niceness(_NICE[min(waiting, len(_NICE)) - 1], act)
 
 

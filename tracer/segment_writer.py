@@ -3,7 +3,8 @@
 Life cycle, as one can observe it: (1) the tail is there and complete; (2) arrays grow and Parquet files of the
 segment's name appear, of which readers take no notice; (3) `metrics/<name>.json` appears: it is sealed; (4) the
 tail is gone (renamed to `.damaged` where part of it could not be read). A crash before (3) leaves the tail: sealing it
-again writes the same rows and files again.
+again writes the same rows and files again. What no later record changes may be done while the tail still grows
+(`advance`), so that a recording's end waits for little.
 Room: tracer. May touch: tensors.zarr, metrics/ and tail/ of the trace it is given; loads no torch.
 """
 
@@ -34,8 +35,11 @@ if TYPE_CHECKING:
     from tracer.packing import PackedLayout
     from tracer.segments import Variant
     from tracer.store import ZarrArray
+    from tracer.tail import Record
 
 _GROUP_BYTES = 4 << 20
+_FOLD_RECORDS = 256
+"""The rows of so many records are made at a time while the tail grows."""
 
 
 class SegmentWriter:
@@ -51,21 +55,42 @@ class SegmentWriter:
     ) -> None:
         """`columns` are the names that SQL columns have in the segments before; they learn this segment's."""
         self._trace = trace
-        self._segment = segment
+        self.segment = segment
         self._arrays = Arrays(trace, batch)
         self._batch = batch
         self._columns = columns
         self._shift = session.first_row - session.first_step
         self._session = session
-        self.damage: list[str] = [str(segment.damage)] if segment.damage else []
+        self.damage: list[str] = []
         self._touched: list[ZarrArray] = []
         self._name = segments.name_of((segment.session, segment.sequence))
-        self._shard_rows = max(16, power_of_two(max(1, len(segment.steps)), names.SHARD_ROWS))
+        self._records: list[Record] = []
+        self._proven = 0
+        self._folded = 0
+        self._pieces: dict[str, list[pa.Table]] = {"steps": [], "replay": []}
+        self._frames: dict[int, dict[str, Any]] = {}
+
+    def advance(self) -> None:
+        """Do ahead what no later record changes: prove what came, put keyframes on the disk, make rows of tables.
+
+        Raise OSError where the disk refuses.
+        """
+        self.segment.refresh()
+        self._prove()
+        for state in self.segment.keyframes:
+            # Until its step is over a state may be captured again.
+            if state in self.segment.steps and state not in self._frames:
+                self._keyframe_ahead(state)
+        if len(self._records) - self._folded >= _FOLD_RECORDS:
+            self._fold()
 
     def seal(self) -> None:
         """Write everything, commit, take the tail away. Raise OSError where the disk refuses."""
-        segment = self._segment
-        self._records = self._readable()
+        segment = self.segment
+        self._prove()
+        if segment.damage:
+            self.damage.insert(0, str(segment.damage))
+        self._shard_rows = max(16, power_of_two(max(1, len(segment.steps)), names.SHARD_ROWS))
         steps = Ranges.of(r.header["step"] for r in self._records if r.kind == "step")
         facts = {
             "format": 1,
@@ -95,7 +120,7 @@ class SegmentWriter:
         self._remove_tail()
 
     def _remove_tail(self) -> None:
-        path = self._segment.path
+        path = self.segment.path
         if self.damage:
             os.replace(path, path.with_suffix(".damaged"))
         else:
@@ -108,12 +133,12 @@ class SegmentWriter:
 
     def _params(self) -> list[dict[str, Any]]:
         groups: dict[int, list[int]] = {}
-        for state, record in sorted(self._segment.state_records.items()):
+        for state, record in sorted(self.segment.state_records.items()):
             groups.setdefault(record.header["layout"], []).append(state)
-        unstored = [i for i in self._segment.layouts if i not in groups]
+        unstored = [i for i in self.segment.layouts if i not in groups]
         for i in unstored:
-            self._params_array(self._segment.layouts[i], 0)
-        return [self._seal_states(self._segment.layouts[i], states) for i, states in groups.items()]
+            self._params_array(self.segment.layouts[i], 0)
+        return [self._seal_states(self.segment.layouts[i], states) for i, states in groups.items()]
 
     def _params_array(self, layout: PackedLayout, rows: int) -> tuple[str, ZarrArray]:
         name = self._arrays.named("params", {"layout": json.loads(json.dumps(layout.table()))})
@@ -147,7 +172,7 @@ class SegmentWriter:
 
         def read(i: int) -> np.ndarray:
             if i not in words:
-                words[i] = self._segment.words(states[i])[1]
+                words[i] = self.segment.words(states[i])[1]
             return words[i]
 
         def order(i: int) -> np.ndarray:
@@ -166,7 +191,7 @@ class SegmentWriter:
 
     def _is_whole(self, state: int) -> bool:
         try:
-            self._segment.words(state)
+            self.segment.words(state)
         except (DamageError, ValueError) as error:
             self.damage.append(str(error))
             return False
@@ -179,9 +204,9 @@ class SegmentWriter:
 
     def _grads(self) -> list[dict[str, Any]]:
         groups: dict[int, list[int]] = {}
-        for step, record in self._segment.grad_records.items():
+        for step, record in self.segment.grad_records.items():
             groups.setdefault(record.header["layout"], []).append(step)
-        return [self._seal_grads(self._segment.layouts[i], steps) for i, steps in groups.items()]
+        return [self._seal_grads(self.segment.layouts[i], steps) for i, steps in groups.items()]
 
     def _seal_grads(self, layout: PackedLayout, steps: list[int]) -> dict[str, Any]:
         name = self._arrays.named("grads", {"layout": json.loads(json.dumps(layout.table()))})
@@ -190,7 +215,7 @@ class SegmentWriter:
         done = []
         for step in steps:
             try:
-                array.put_row(step + self._shift, self._segment.grads(step)[1], fast=True)
+                array.put_row(step + self._shift, self.segment.grads(step)[1], fast=True)
                 done.append(step)
             except DamageError as error:
                 self.damage.append(str(error))
@@ -198,7 +223,7 @@ class SegmentWriter:
         return {"array": name, "steps": Ranges.of(done).runs}
 
     def _captures(self) -> dict[str, list[dict[str, Any]]]:
-        return {key: [self._seal_capture(key, form) for form in forms] for key, forms in self._segment.captures.items()}
+        return {key: [self._seal_capture(key, form) for form in forms] for key, forms in self.segment.captures.items()}
 
     def _seal_capture(self, key: str, form: Variant) -> dict[str, Any]:
         spec = names.capture_spec(key, form.dtype, form.shape, form.dims, self._shard_rows)
@@ -218,7 +243,7 @@ class SegmentWriter:
         steps, rows = [], []
         for step in form.steps:
             try:
-                rows.append(self._segment.capture(key, form, np.array([step]))[0])
+                rows.append(self.segment.capture(key, form, np.array([step]))[0])
                 steps.append(step)
             except DamageError as error:
                 self.damage.append(str(error))
@@ -227,7 +252,7 @@ class SegmentWriter:
 
     def _samples(self) -> dict[str, dict[str, Any]]:
         found = {}
-        for pool, records in self._segment.samples.items():
+        for pool, records in self.segment.samples.items():
             head = records[0].header
             spec = names.sample_spec(pool, head["dtype"], tuple(head["shape"]))
             fits = {"pool": pool, "dtype": head["dtype"]}
@@ -254,23 +279,40 @@ class SegmentWriter:
 
     def _keyframes(self) -> list[dict[str, Any]]:
         found = []
-        for state in self._segment.keyframes:
+        for state in self.segment.keyframes:
+            if state in self._frames:
+                found.append(self._frames[state])
+                continue
             try:
-                tree, sizes, data = self._segment.keyframe(state)
+                facts, array = self._put_keyframe(state, self._arrays)
             except DamageError as error:
                 self.damage.append(str(error))
                 continue
-            name = f"keyframes/{self._segment.session}-{state}"
-            attributes = {"tree": json.dumps(tree), "buffers": sizes, "step": state}
-            array = self._arrays.create(name, names.keyframe_spec(len(data), attributes))
-            array.grow((len(data),), attributes)
-            array.put_all(np.frombuffer(data, np.uint8))
             self._touched.append(array)
-            found.append({"step": state, "array": name, "bytes": len(data)})
+            found.append(facts)
         return found
 
+    def _keyframe_ahead(self, state: int) -> None:
+        batch = segments.Batch()
+        try:
+            facts, array = self._put_keyframe(state, Arrays(self._trace, batch))
+        except DamageError:
+            return  # `seal` names it
+        array.flush()
+        batch.finish()
+        self._frames[state] = facts
+
+    def _put_keyframe(self, state: int, arrays: Arrays) -> tuple[dict[str, Any], ZarrArray]:
+        tree, sizes, data = self.segment.keyframe(state)
+        name = f"keyframes/{self.segment.session}-{state}"
+        attributes = {"tree": json.dumps(tree), "buffers": sizes, "step": state}
+        array = arrays.create(name, names.keyframe_spec(len(data), attributes))
+        array.grow((len(data),), attributes)
+        array.put_all(np.frombuffer(data, np.uint8))
+        return {"step": state, "array": name, "bytes": len(data)}, array
+
     def _fingerprints(self) -> tuple[tuple[int, int], ...]:
-        known = {k: self._segment.fingerprint(k) for k in self._segment.fingerprinted}
+        known = {k: self.segment.fingerprint(k) for k in self.segment.fingerprinted}
         if known:
             states = sorted(known)
             rows = self._rows(states)
@@ -281,29 +323,39 @@ class SegmentWriter:
     # -- tables --------------------------------------------------------------------------------------------------------
 
     def _tables(self) -> dict[str, dict[str, Any]]:
-        records, session = self._records, self._segment.session
+        records, session = self._records, self.segment.session
         found: dict[str, dict[str, Any]] = {}
+        self._fold()
+        steps, replay = (tables.concat(pieces).combine_chunks() for pieces in self._pieces.values())
         for name, make in tables.QUERIED.items():
-            self._write_table(found, name, make(records, session, self._columns[name]))
+            whole = steps if name == "steps" else make(records, session, self._columns[name])
+            self._write_table(found, name, whole)
         self._write_table(found, "blobs", tables.blobs(records))
-        replay = tables.replay(records)
+        if not tables.is_ascending(replay):
+            replay = tables.replay(records)
         # A few MB a row group: a step is read with its neighbours, not with all of the segment.
         rows = max(1, min(len(replay), len(replay) * _GROUP_BYTES // max(1, replay.nbytes)))
         self._write_table(found, "replay", replay, group=rows)
         return found
 
-    def _readable(self) -> list[Any]:
-        """The records whose small sections are whole: a damaged one would stop the tables of all others."""
-        good = []
-        for record in self._segment.records:
+    def _fold(self) -> None:
+        """Make the rows that the records since the last time have in the tables of a row a step."""
+        new = self._records[self._folded :]
+        self._pieces["steps"].append(tables.steps(new, self.segment.session, self._columns["steps"]))
+        self._pieces["replay"].append(tables.replay(new))
+        self._folded = len(self._records)
+
+    def _prove(self) -> None:
+        """Take in the new records whose small sections are whole: a damaged one would stop the tables of all others."""
+        for record in self.segment.records[self._proven :]:
             try:
                 for section in record.sections:
                     if record.kind == "blob" or (record.kind == "step" and section.name not in ("weights", "grads")):
                         record.read(section.name)
-                good.append(record)
+                self._records.append(record)
             except DamageError as error:
                 self.damage.append(str(error))
-        return good
+        self._proven = self.segment.count
 
     def _write_table(
         self, found: dict[str, dict[str, Any]], name: str, table: pa.Table, group: int | None = None

@@ -217,6 +217,11 @@ def replay(records: Sequence[Record]) -> pa.Table:
     return pa.table(data)
 
 
+def is_ascending(table: pa.Table) -> bool:
+    """Whether each step of the table comes after the one before it."""
+    return bool(np.all(np.diff(table["step"].to_numpy()) > 0))
+
+
 def is_piece(section: str) -> bool:
     """Whether a section of a step belongs to its replay data: not a state, gradient or capture."""
     return section not in ("weights", "grads") and not section.startswith("capture")

@@ -3,23 +3,29 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from tests.tracer.synthetic import make_trace
-from tracer import addenda, manifest, segments
+from tracer import addenda, manifest, segment_writer, segments
 from tracer.errors import UsageError, WriteError
 from tracer.process import started
 from tracer.repair import repair
 from tracer.sealer import TailSealer, _paced, seal
+from tracer.tail import MAGIC, TailWriter, checksum, read_tail
 from tracer.trace import open_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 ROOT = Path(__file__).parents[2]
 
@@ -77,6 +83,72 @@ def test_sealing_again_after_a_crash_at_any_point(tmp_path, monkeypatch):
         everything(path, truth, 20)
         assert list((path / "tail").iterdir()) == []
         assert list(path.rglob(".*")) == []
+
+
+def files(path: Path) -> dict[Path, bytes]:
+    return {p.relative_to(path): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+
+
+def record_of(folder: Path, header: dict, data: bytes) -> bytes:
+    """One record as it stands in a tail."""
+    tail = TailWriter(folder / "one.log")
+    tail.append(header, [("data", [data], checksum([data]))])
+    tail.close()
+    return tail.path.read_bytes()[len(MAGIC) :]
+
+
+def grown(tail: Path, data: bytes) -> Iterator[None]:
+    """Let `tail` grow to `data`, in pieces that end within records."""
+    piece = len(data) // 7 + 1
+    for start in range(0, len(data), piece):
+        with open(tail, "ab") as file:
+            file.write(data[start : start + piece])
+        yield
+
+
+def test_what_is_done_ahead_makes_the_same_files(tmp_path, monkeypatch):
+    monkeypatch.setattr(segment_writer, "_FOLD_RECORDS", 4)
+    path = tmp_path / "ahead"
+    truth = make_trace(path, 40, 3, 8, seal=False, roll=16, grads=True)
+    shutil.copytree(path, tmp_path / "once")
+    TailSealer(tmp_path / "once").seal(0, rolled_only=False)
+    tails = {tail: tail.read_bytes() for _, tail in sorted(segments.list_tails(path).items())}
+    for tail in tails:
+        tail.unlink()
+    sealer = TailSealer(path)
+    for tail, data in tails.items():
+        for _ in grown(tail, data):
+            sealer.seal(0, rolled_only=True)
+            sealer.advance(0)
+    assert [p.name for p in path.glob("tensors.zarr/keyframes/0-*")] == ["0-0"]
+    sealer.seal(0, rolled_only=False)
+    assert files(path) == files(tmp_path / "once")
+    everything(path, truth, 40)
+
+
+def test_what_is_said_again_is_what_is_sealed(tmp_path, monkeypatch):
+    monkeypatch.setattr(segment_writer, "_FOLD_RECORDS", 4)
+    path = tmp_path / "t"
+    truth = make_trace(path, 20, 3, 8, seal=False, roll=32, close=False)
+    (tail,) = segments.list_tails(path).values()
+    data, records = tail.read_bytes(), list(read_tail(tail))
+    first = next(i for i, r in enumerate(records) if r.kind == "step")
+    last = max(i for i, r in enumerate(records) if r.kind == "step")
+    begun, ended = records[first - 1].end, records[last].end
+    later = {"kind": "keyframe", "step": 0, "session": 0, "tree": {"a": 1}, "buffers": [3], "digest": "00"}
+    sealer = TailSealer(path)
+    tail.unlink()
+    # A state is captured again before its step is over; a step is written again as the last of its file.
+    for piece in (data[:begun], record_of(tmp_path, later, b"new") + data[begun:], data[records[last - 1].end : ended]):
+        with open(tail, "ab") as file:
+            file.write(piece)
+        sealer.advance(0)
+    sealer.seal(0, rolled_only=False)
+    with open_trace(path) as trace:
+        assert trace.steps == 20
+        assert trace.keyframe(0)[0] == {"a": 1}
+        assert trace.keyframe(0)[1](0) == b"new"
+        assert np.array_equal(trace.batch(19)[0], truth.batches[19])
 
 
 def test_a_crash_between_commit_and_removal(tmp_path, monkeypatch):
