@@ -93,6 +93,15 @@ class Journal:
         steps = max(1, ROLL_BYTES // max(1, header["nbytes"])) if every_step else ROLL_STEPS
         self._roll_steps = min(ROLL_STEPS, 1 << (steps.bit_length() - 1))
 
+    @property
+    def room(self) -> int:
+        """The bytes that are free on the disk; none where it cannot be asked."""
+        try:
+            disk = os.statvfs(self._path)
+        except OSError:
+            return 0
+        return disk.f_bavail * disk.f_frsize
+
     def append(self, header: dict[str, Any], sections: Sections = ()) -> bool:
         """Write one record; return whether the disk took it. After a refusal it is tried again once a second, no oftener."""
         if self.failure is not None and time.monotonic() - self._failed_at < _RETRY_SECONDS:

@@ -1,4 +1,7 @@
-"""How often a keyframe is taken: so that a seek re-executes about a second of training, and keyframes cost about a percent of it.
+"""How often a keyframe is taken: a seek re-executes about a second of training, keyframes cost about a percent of it.
+
+On a disk that would not hold a day of them they are farther apart: what a day leaves of the room it found is a third,
+whatever the size of the model.
 
 Room: tracer. Pure, but for the clock.
 """
@@ -10,6 +13,9 @@ import time
 SEEK_SECONDS = 1.0
 COST_FACTOR = 66
 """At least this many times the cost of a keyframe lies between two."""
+ALLOWANCE = 0.01
+"""This part of the free disk is spent before keyframes make room for one another."""
+DAY_SECONDS = 86400.0
 GAP_SECONDS = 0.25
 """After the loop was left for longer than this (a validation, say) a keyframe saves every later seek the same wait."""
 
@@ -24,6 +30,8 @@ class KeyframePace:
         self._before: int | None = None
         self._elapsed = 0.0
         self._interval = SEEK_SECONDS
+        self._cost = 0.0
+        self._spent = 0
         self._ended = time.perf_counter()
 
     def due(self, step: int, *, after_gap: bool = False) -> bool:
@@ -38,7 +46,14 @@ class KeyframePace:
         """A keyframe of state `step` was taken and cost `seconds`."""
         self._before, self._last = self._last, step
         self._elapsed = 0.0
+        self._cost = seconds
         self._interval = max(SEEK_SECONDS, COST_FACTOR * seconds)
+
+    def wrote(self, nbytes: int, seconds: float, free: int) -> None:
+        """To write that keyframe took `seconds` more; it has `nbytes`, and the disk has `free` bytes left."""
+        self._spent += nbytes
+        apart = nbytes * DAY_SECONDS / max(1, free) if self._spent > ALLOWANCE * free else 0.0
+        self._interval = max(SEEK_SECONDS, COST_FACTOR * (self._cost + seconds), apart)
 
     def forget(self, step: int) -> None:
         """The keyframe of state `step` was thrown away."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tracer import frames, hooks, hyperparameters, keyframe, registry, values, walk
+from tracer import files, frames, hooks, hyperparameters, keyframe, registry, values, walk
 from tracer.ahead import Ahead
 from tracer.batches import BatchEncoder
 from tracer.boundary import Boundary
@@ -276,6 +276,7 @@ class StepRecorder:
             now.keyframe.tree["site"] = now.site
             now.keyframe.tree["leader"] = self._leader_path()
             now.keyframe.tree["inner"] = self._fetches.has_batch
+            now.keyframe.tree["files"] = files.position()
             self._pace.took(self.step, time.perf_counter() - started)
 
     @property
@@ -379,10 +380,12 @@ class StepRecorder:
             }
             self.writing.append(header, [("data", new.rows, checksum(new.rows))])
         if frame is not None:
+            started = time.perf_counter()
             sizes = [len(b) for b in frame.buffers]
             header = {"kind": "keyframe", "step": self.step, "session": self._session, "digest": frame.digest}
             header |= {"tree": frame.tree, "buffers": sizes}
             self.writing.append(header, [("data", frame.buffers, checksum(frame.buffers))])
+            self._pace.wrote(sum(sizes), time.perf_counter() - started, self.writing.room)
 
     def _flush(self) -> None:
         """What is to be said of the step that is over has been said: write its record; here the run may be held."""

@@ -32,6 +32,11 @@ class Writing:
         """Why the disk does not take what is recorded, while it does not."""
         return None if self.journal is None else self.journal.failure
 
+    @property
+    def room(self) -> int:
+        """The bytes that are free on the disk."""
+        return 0 if self.journal is None else self.journal.room
+
     def layout(self, header: dict[str, Any], *, every_step: bool) -> None:
         """Write the layout of the states that follow."""
         assert self.journal is not None
