@@ -102,6 +102,10 @@ class Journal:
             return 0
         return disk.f_bavail * disk.f_frsize
 
+    def seldom(self) -> None:
+        """The states that follow come no longer with each step: files get as long as without them."""
+        self._roll_steps = ROLL_STEPS
+
     def append(self, header: dict[str, Any], sections: Sections = ()) -> bool:
         """Write one record; return whether the disk took it. After a refusal it is tried again once a second, no oftener."""
         if self.failure is not None and time.monotonic() - self._failed_at < _RETRY_SECONDS:

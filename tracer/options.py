@@ -25,6 +25,8 @@ class Options:
     weights: bool | None = None
     keyframe_every: int | None = None
     sample_counts: dict[str, int] = field(default_factory=dict)
+    weights_by_size: bool = field(default=False, init=False)
+    """Whether nobody asked for the weights of every step: they are kept for as long as there is room."""
     flight: Flight | None = None
 
     def __post_init__(self) -> None:
@@ -56,3 +58,4 @@ class Options:
         """Decide, once the model is known, whether weights are kept at every step."""
         if self.weights is None:
             self.weights = sum(registry.tensors[name].numel() for name in registry.params) <= SMALL_MODEL
+            self.weights_by_size = self.weights

@@ -112,6 +112,7 @@ class Recorder:
                 self.options.sample_counts.update(trace.sample_counts)
             self.options.detail = facts.detail
             self.options.weights = facts.weights
+            self.options.weights_by_size = facts.weights and facts.detail != "full"
             return facts
         if existing and self._overwrite:
             shutil.rmtree(self.path)

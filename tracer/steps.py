@@ -386,6 +386,8 @@ class StepRecorder:
             header |= {"tree": frame.tree, "buffers": sizes}
             self.writing.append(header, [("data", frame.buffers, checksum(frame.buffers))])
             self._pace.wrote(sum(sizes), time.perf_counter() - started, self.writing.room)
+            if self._options.weights_by_size and self._options.weights and self.writing.forgo_weights(self.step):
+                self._options.weights = False
 
     def _flush(self) -> None:
         """What is to be said of the step that is over has been said: write its record; here the run may be held."""

@@ -7,6 +7,7 @@ Room: tracer. May touch: the journal it is given.
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
     from tracer.journal import Journal
     from tracer.sections import Section
+
+MOST_OF_DISK = 0.2
+"""Weights that nobody asked for are kept at every step until the trace has this part of what is left of the disk."""
+_log = logging.getLogger("rewind")
 
 
 class Writing:
@@ -36,6 +41,17 @@ class Writing:
     def room(self) -> int:
         """The bytes that are free on the disk."""
         return 0 if self.journal is None else self.journal.room
+
+    def forgo_weights(self, step: int) -> bool:
+        """Say that weights are no longer kept at every step, where they take up too much of the disk; return whether."""
+        journal = self.journal
+        if journal is None or journal.written <= MOST_OF_DISK * journal.room:
+            return False
+        journal.seldom()
+        said = "the weights of every step would fill the disk: from here on they are had by re-execution"
+        self.event("weights", said, step)
+        _log.warning("step %d: %s; --detail full keeps them all the same", step, said)
+        return True
 
     def layout(self, header: dict[str, Any], *, every_step: bool) -> None:
         """Write the layout of the states that follow."""
