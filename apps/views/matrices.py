@@ -12,6 +12,7 @@ from apps.surfaces import Bar, Maps
 from apps.views import figures
 from apps.views.options import Options
 from apps.views.over_steps import StepLine, sampled
+from apps.views.scales import SCALES, scale
 from apps.views.view import rerun_action, said
 from tracer.errors import RewindError
 
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 ORDERS = {"index": "index", "cluster": "clustering"}
 SAMPLE = 150
 """So many steps at most make the line over all steps."""
-FLAT = 0.15
-"""Cosines that lie closer together than this are of one colour, where the colours span -1..1."""
-_HINT = ("nearly all alike: fit colours shows how they differ", "soft")
 LARGE = 160
 """Rows from which on a matrix goes to the page as colours, and as numbers when somebody points at it."""
 
@@ -50,7 +48,7 @@ def matrix_pair(
     for name, (source, k) in (("left", left), ("right", right)):
         matrix, stats = run.cosine(source, k)
         arrays[name] = ordered(matrix, order)
-        maps.append(_map(name, f"{source}, step {k}", figures_of(stats)) | {"spread": stats.max - stats.min})
+        maps.append(_map(name, f"{source}, step {k}", figures_of(stats)))
     if difference and arrays["left"].shape == arrays["right"].shape:
         arrays["difference"] = arrays["left"] - arrays["right"]
         maps.append(_map("difference", "left minus right", ""))
@@ -62,23 +60,6 @@ def ordered(matrix: NDArray[np.float64], order: NDArray[np.int64] | None) -> NDA
     if order is None or len(order) != len(matrix):
         return matrix
     return matrix[np.ix_(order, order)]
-
-
-def fit(maps: list[dict[str, Any]], arrays: dict[str, NDArray[Any]]) -> None:
-    """Spread the colours over what is off the diagonal, in both matrices alike; a difference stays symmetric."""
-    off = [a[~np.eye(*a.shape, dtype=bool)] for n, a in arrays.items() if n != "difference"]
-    low, high = figures.finite_range(np.concatenate(off)) if off else (-1.0, 1.0)
-    for one in maps:
-        if one["name"] == "difference":
-            limit = max(np.abs(figures.finite_range(arrays["difference"]))) or 1.0
-            one |= {"low": -float(limit), "high": float(limit)}
-        else:
-            one |= {"low": low, "high": high if high > low else low + 1e-9, "colours": "sequential"}
-
-
-def squeezed(header: dict[str, Any]) -> bool:
-    """Whether the colours of -1..1 show next to nothing of a matrix: all of it is of one colour."""
-    return any(one.get("spread", 2.0) < FLAT for one in header.get("maps", []))
 
 
 def as_levels(maps: list[dict[str, Any]], arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.uint8]]:
@@ -114,7 +95,9 @@ class MatricesView:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._options = Options(host, "matrices", left="", right="", at="", order="index", fit=False, difference=False)
+        self._options = Options(
+            host, "matrices", left="", right="", at="", order="index", colours="auto", difference=False
+        )
         self._bar = Bar(self._set)
         self._maps = Maps(self._heard)
         self._line = StepLine(host, "", "cosine", ("mean", "std", "max"))
@@ -134,9 +117,8 @@ class MatricesView:
             header, arrays = matrix_pair(run, (left, chosen.step), (right, other), order, difference=o["difference"])
         except RewindError as error:
             header, arrays = {"problem": said(error, run), **rerun_action(run, chosen.step)}, {}
-        self._bar.send({"controls": self._controls(run), "words": [_HINT] if squeezed(header) and not o["fit"] else []})
-        if o["fit"]:
-            fit(header.get("maps", []), arrays)
+        words = scale(header.get("maps", []), arrays, o["colours"])
+        self._bar.send({"controls": self._controls(run), "words": words})
         self._shown, self._header = arrays, {**header, "feature": chosen.feature}
         large = max((len(a) for a in arrays.values()), default=0) >= LARGE
         if large:
@@ -196,7 +178,13 @@ class MatricesView:
                 "options": [*ORDERS.items(), *metrics],
                 "value": o["order"],
             },
-            {"name": "fit", "label": "fit colours", "kind": "toggle", "value": o["fit"]},
+            {
+                "name": "colours",
+                "label": "colours",
+                "kind": "select",
+                "options": list(SCALES.items()),
+                "value": o["colours"] if o["colours"] in SCALES else "auto",
+            },
             {"name": "difference", "label": "difference", "kind": "toggle", "value": o["difference"]},
         ]
 

@@ -19,6 +19,7 @@ from apps.surfaces import Bar, Maps, Note
 from apps.views import figures
 from apps.views.options import Options
 from apps.views.over_steps import spread
+from apps.views.scales import scale
 from apps.views.view import layer_control, rerun_action, said
 from tracer.errors import RewindError
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from apps.recorded import Recorded
-    from apps.views.view import Host
+from apps.views.view import Host
 
 INITIAL: Final = "cosine to initial weight"
 POINTS: Final = 1500
@@ -72,6 +73,8 @@ def pairs_frame(run: Recorded, layer: str, k: int, watched: Sequence[int]) -> tu
         return {"problem": said(error, run), **rerun_action(run, k)}, {}
     title = f"cosine between the watched, step {k}"
     shown = {"name": "pairs", "short": "cosine", "title": title, "low": -1.0, "high": 1.0, "colours": "diverging"}
+    words = scale([shown], {"pairs": matrix}, "auto")
+    shown["figures"] = words[0][0] if words else ""
     return {"maps": [shown], "order": list(watched), "side": 300}, {"pairs": matrix}
 
 

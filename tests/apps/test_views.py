@@ -23,10 +23,11 @@ from apps.viewer import Viewer, facts, skyline, track
 from apps.views.batch import batch_frame
 from apps.views.features import feature_frame
 from apps.views.forces import cosine_words, pixels, plain_detail_frame, ratio_over_steps, scatter_data, unseen
-from apps.views.matrices import as_levels, figures_of, fit, matrix_pair
+from apps.views.matrices import as_levels, figures_of, matrix_pair
 from apps.views.metrics import ALL, FAMILY
 from apps.views.over_steps import grid, sampled, spread
 from apps.views.parting import distance_data, tensors_of, words_of
+from apps.views.scales import scale
 from apps.views.series import Series, bad_data, line_data, smoothed, x_values
 from apps.views.sql import answer, answer_frame, drawable, examples
 from apps.views.trajectories import INITIAL, parse_watched, series
@@ -306,11 +307,44 @@ def test_matrices(run):  # S4.6
     whole, _ = run.cosine("encoder.weight", 2)
     assert np.array_equal(arrays["left"][0, 1], whole[3, 1])
     assert np.array_equal(arrays["difference"], arrays["left"] - arrays["right"])
-    fit(header["maps"], arrays)
+    scale(header["maps"], arrays, "shared")
     assert header["maps"][0]["high"] < 1
     assert header["maps"][2]["low"] == -header["maps"][2]["high"]
     nan = float("nan")
     assert figures_of(OffDiagonal(nan, nan, nan, nan, 0, 3)) == "no pair of rows has a cosine"
+
+
+@pytest.mark.parametrize(
+    ("how", "widths", "spans", "words"),
+    [
+        ("auto", (0.3, 0.001), [(-1, 1), (-1, 1)], ""),
+        ("auto", (0.05, 0.02), [(0.9, 0.95), (0.9, 0.95)], "nearly all alike: colours span what is off the diagonal"),
+        ("auto", (0.05, 0.001), [(0.9, 0.95), (0.9, 0.901)], "nearly all alike: colours span each its own"),
+        ("whole", (0.05, 0.02), [(-1, 1), (-1, 1)], 'nearly all alike: "as fits" shows'),
+        ("whole", (0.3, 0.02), [(-1, 1), (-1, 1)], ""),
+        ("shared", (0.3, 0.001), [(0.9, 1.2), (0.9, 1.2)], "colours span what is off the diagonal"),
+        ("own", (0.3, 0.001), [(0.9, 1.2), (0.9, 0.901)], "colours span each its own"),
+    ],
+)
+def test_the_colours_of_matrices_that_are_nearly_alike_show_how_they_differ(how, widths, spans, words):  # S4.6
+    arrays = {
+        n: np.array([[1.0, 0.9, 0.9 + w], [0.9, 1.0, 0.9], [np.nan, 0.9, 1.0]])
+        for n, w in zip("lr", widths, strict=True)
+    }
+    maps = [{"name": n, "low": -1.0, "high": 1.0, "colours": "diverging"} for n in arrays]
+    said = scale(maps, arrays, how)
+    assert [(m["low"], m["high"]) for m in maps] == [pytest.approx(one) for one in spans]
+    assert {m["colours"] for m in maps} == {"diverging" if spans[0] == (-1, 1) else "sequential"}
+    assert [text.startswith(words) for text, _ in said] == [True] * bool(words)
+
+
+def test_a_scale_of_nothing_and_of_one_value():  # S1.2
+    assert scale([], {}, "shared") == []
+    for value in (np.nan, 0.5):
+        arrays = {"left": np.full((3, 3), value)}
+        maps = [{"name": "left", "low": -1.0, "high": 1.0, "colours": "diverging"}]
+        scale(maps, arrays, "shared")
+        assert maps[0]["high"] > maps[0]["low"]
 
 
 def test_a_line_over_the_steps_keeps_its_points_as_the_run_grows(run):

@@ -17,7 +17,7 @@ SHOTS = {
     "batch": ("step=20&feature=9", "light", ""),
     "features": ("step=250&feature=9", "light", ""),
     "forces": ("step=20&feature=9", "light", ""),
-    "matrices": ("step=20&feature=9", "dark", "fit colours"),
+    "matrices": ("step=20&feature=9", "dark", "clustering"),
     "trajectories": ("step=250&feature=9", "light", ""),
     "metrics": ("step=250", "dark", ""),
     "replay": ("step=20", "light", "Re-execute"),
@@ -72,8 +72,7 @@ def shoot(browser, url: str, tab: str, *shot: str) -> None:
     """Keep the picture of one tab, in 256 colours where it would be large otherwise."""
     query, theme, press = shot
     page = chromium.Page(browser, url, f"{query}&tab={tab}", theme, (1280, 860))
-    if press == "fit colours":
-        page.page.get_by_label(press).check()
+    if press == "clustering":
         page.page.get_by_label("order by").select_option("cluster")
     elif press:
         page.page.get_by_role("button", name=press).first.click()
