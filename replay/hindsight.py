@@ -13,6 +13,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -197,10 +198,8 @@ class _Run:
         at = Ranges.of(steps.tolist()).runs
         forms = {key: {"dtype": str(a.dtype), "shape": list(a.shape[1:]), "at": at} for key, a in arrays.items()}
         facts |= {"arrays": forms}
-        path = addenda.write_hindsight(self._trace.path, self._asked.name, self._asked.digest, rows, facts)
-        if arrays:
-            _write_arrays(path.with_suffix(".zarr"), steps, arrays)
-        return path
+        put = partial(_write_arrays, steps=steps, arrays=arrays) if arrays else None
+        return addenda.write_hindsight(self._trace.path, self._asked.name, self._asked.digest, rows, facts, arrays=put)
 
 
 def _ask(asked: Function, call: Callable[[Any], Any], moment: StoredMoment) -> dict[str, Any]:

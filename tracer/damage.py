@@ -78,11 +78,21 @@ def _session(chain: Chain, facts: SessionFacts, own: list[Segment]) -> Iterator[
                 yield f"{name}: steps {last + 1} to {first - 1} are missing"
         if held and held[0].steps.runs[0][0] > facts.first_step:
             yield f"{name}: steps {facts.first_step} to {held[0].steps.runs[0][0] - 1} are missing"
-        if facts.status not in ("running", "crashed") and not any(segment.closed for segment in own):
-            where = f"after step {held[-1].steps.runs[-1][1]}" if held else "all of it"
-            yield f"{name} {facts.status}, but its end is missing: {where}"
+        yield from _end(name, facts, own, held)
     except DamageError as error:
         yield str(error)
+
+
+def _end(name: str, facts: SessionFacts, own: list[Segment], held: list[Segment]) -> Iterator[str]:
+    """Whether the end of the session is there: its last record, or the last segment that it had when it was found dead."""
+    if facts.status not in ("running", "crashed") and not any(segment.closed for segment in own):
+        yield f"{name} {facts.status}, but its end is missing: {_after(held)}"
+    elif facts.last_segment is not None and facts.last_segment > max((s.sequence for s in own), default=-1):
+        yield f"{name} {facts.status} in segment {facts.last_segment}, which is missing: {_after(held)}"
+
+
+def _after(held: list[Segment]) -> str:
+    return f"what came after step {held[-1].steps.runs[-1][1]}" if held else "all of it"
 
 
 def _said(segment: SealedSegment) -> Iterator[str]:
@@ -128,6 +138,10 @@ def _records(tail: OpenSegment) -> Iterator[str]:
 
 
 def _arrays(root: Path) -> Iterator[str]:
+    found = {description.parent for description in root.rglob("zarr.json")}
+    groups = {parent for array in found for parent in array.parents if parent.is_relative_to(root)}
+    for group in sorted(groups - found):
+        yield f"{group / 'zarr.json'} is missing: other readers of Zarr do not find what lies below it"
     for description in sorted(root.rglob("zarr.json")):
         try:
             array = open_array(description.parent)
@@ -140,11 +154,13 @@ def _arrays(root: Path) -> Iterator[str]:
 
 
 def _addenda(path: Path) -> Iterator[str]:
+    yield from addenda.missing(path)
     for file in addenda.files(path):
         try:
             addenda.read(file)
         except DamageError as error:
             yield str(error)
+        yield from addenda.array_damages(file)
 
 
 def index_damage(path: Path) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Captures that were worked out afterwards: the arrays of hindsight functions, read as if the run had captured them. # B3
 
-hindsight/<name>-<hash>.zarr has `step` [T] and each array [T, ...]; the .json beside it, written last, says what they
-are. A key is the newest function's that gave it, where the run itself captured nothing of that name; each version by
-itself is `key@<hash>`.
+hindsight/<name>-<hash>.zarr has `step` [T] and each array [T, ...]; the .json beside it, written after, says what they are
+and has the sums of their files. A key is the newest function's that gave it, where the run itself captured nothing of that
+name; each version by itself is `key@<hash>`.
 Room: tracer. May touch: hindsight/ of the trace it is given.
 """
 
@@ -22,6 +22,7 @@ from tracer import addenda
 from tracer.captures import CaptureSeries, joined
 from tracer.errors import DamageError, MissingDataError
 from tracer.ranges import Ranges
+from tracer.segments import proven
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -42,17 +43,21 @@ class LateSeries(CaptureSeries):
         *,
         older: LateSeries | None = None,
         end: int | None = None,
+        told: dict[str, str] | None = None,
     ) -> None:
         """`place`: a Zarr group and the array's name there; `origin`: what `metrics.source` says of the function, and
         when it was asked.
 
         `older`: what the same function gave before; it has the steps that were not asked about again. `end`: a later
-        session has made the steps from this one on anew, so what was said of them is not said of these.
+        session has made the steps from this one on anew, so what was said of them is not said of these. `told`: the sums of
+        the group's files.
         """
         self.key = key
         self.source, self.time = origin
         self._path, self._name = place
         self._form, self._older, self._end = form, older, end
+        self._told = told
+        self._proven: set[str] = set()
 
     @cached_property
     def _group(self) -> Any:
@@ -66,9 +71,13 @@ class LateSeries(CaptureSeries):
             ) from None
 
     def _array(self, name: str) -> Any:
+        if name not in self._proven:
+            for line in addenda.file_damages(self._path, self._told, name):
+                raise DamageError(line, path=self._path)
+            self._proven.add(name)
         try:
             return self._group[name]
-        except KeyError:
+        except (KeyError, ValueError):
             raise DamageError(f"{self._path} has no {name!r}: ask the function again", path=self._path) from None
 
     @cached_property
@@ -169,19 +178,23 @@ class Late:
         for time, path, facts in sorted(self._facts(), key=lambda found: found[:2]):
             group = path.with_suffix(".zarr")
             end = None if self._chain is None else self._chain().superseded_from(time)
-            for name, form in facts.get("arrays", {}).items() if time and group.is_dir() else ():
+            told = facts.get("files")
+            for name, form in facts.get("arrays", {}).items() if time and (group.is_dir() or told) else ():
                 origin, named = (f"hindsight:{facts['hash']}", time), f"{name}@{facts['hash']}"
-                yield name, LateSeries(name, (group, name), form, origin, older=before.get(named), end=end)
-                before[named] = LateSeries(named, (group, name), form, origin, older=before.get(named), end=end)
+                older = before.get(named)
+                yield name, LateSeries(name, (group, name), form, origin, older=older, end=end, told=told)
+                before[named] = LateSeries(named, (group, name), form, origin, older=older, end=end, told=told)
                 yield named, before[named]
 
     def _facts(self) -> Iterable[tuple[float, Path, dict[str, Any]]]:
         for path in self._folder.glob("*.json"):
             try:
-                facts = json.loads(path.read_bytes())
+                facts = json.loads(data := path.read_bytes())
+                if not proven(data, facts):
+                    raise ValueError(path)
                 yield float(facts["time"]), path, {**facts, "hash": str(facts["hash"])}
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # half written, or none of ours: its metrics are in SQL all the same
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                continue  # damaged, which is named; half written, or none of ours: its metrics are in SQL all the same
 
 
 def table(trace: Path) -> pa.Table:

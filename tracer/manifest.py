@@ -58,6 +58,8 @@ class SessionFacts:
     note: str | None = None
     argv: tuple[str, ...] = ()
     seed: dict[str, Any] | None = None
+    last_segment: int | None = None
+    """The sequence number of the last segment of a session that crashed: one that ended says so in its last record."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class Manifest:
     parent: Parent | None = None
     origin: str | None = None
     """The mark of the user who recorded it, see `tracer.origin`."""
+    addenda: tuple[str, ...] = ()
+    """What was found out later and is to be there: `hindsight/x.parquet`, `verdicts/x.parquet`."""
     format: int = FORMAT
 
     def with_session(self, session: SessionFacts) -> Manifest:
@@ -179,4 +183,5 @@ def _build(raw: dict[str, Any]) -> Manifest:
     program = Program(**{**raw["program"], "argv": tuple(raw["program"]["argv"])})
     parent = Parent(**raw["parent"]) if raw.get("parent") else None
     sessions = tuple(SessionFacts(**{**s, "argv": tuple(s.get("argv", ()))}) for s in raw["sessions"])
-    return Manifest(**{**raw, "program": program, "parent": parent, "sessions": sessions})
+    listed = tuple(map(str, raw.get("addenda", ())))
+    return Manifest(**{**raw, "program": program, "parent": parent, "sessions": sessions, "addenda": listed})

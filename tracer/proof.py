@@ -138,7 +138,7 @@ def keep(trace: Trace, verdicts: Iterable[tuple[int, str]], *, torch: str, way: 
     if len(old) < _MANY:
         return addenda.add_verdicts(trace.path, fresh)
     read = {file: table for file in old if (table := _rows(file)) is not None}
-    written = addenda.add_verdicts(trace.path, fresh, _newest(pa.concat_tables(read.values())))
+    written = addenda.add_verdicts(trace.path, fresh, _newest(pa.concat_tables(read.values())), read)
     for file in read:
         _remove(file, now)
     return written

@@ -87,10 +87,9 @@ class Soak:
         elif what == "repaired":
             sealed(path)
         elif what == "repair killed":
-            child = self.mortals.start({"do": "repair", "path": str(path)})
-            time.sleep(self.dice.random() * 0.4)
-            os.kill(child, 9)
-            self.mortals.ended()
+            with self.mortals.living({"do": "repair", "path": str(path)}) as child:
+                time.sleep(self.dice.random() * 0.4)
+                os.kill(child, 9)
         else:
             (path / "index.duckdb").unlink(missing_ok=True)
         if check(path, acks, detail, at) != steps:

@@ -103,8 +103,13 @@ def _steps(trace, answers) -> None:
         answers[f"grads {number}"] = ask(lambda k=number: trace.grads(k))
         for key in ("bcl/win_rate", "bcl/som_targets", "bcl/image_coverage"):
             answers[f"capture {key} {number}"] = ask(lambda k=number, key=key: trace.captures[key][k])
+        answers[f"late {number}"] = ask(lambda k=number: _late(trace, k))
     answers["series"] = ask(lambda: trace.captures["bcl/win_rate"].read())
     answers["weights"] = ask(lambda: trace.weights("encoder.weight", rows=1))
+
+
+def _late(trace, k):
+    return trace.captures["late/row"][k] if "late/row" in trace.captures else "none"
 
 
 def _keyframe(trace, k):

@@ -11,14 +11,18 @@ import logging
 import os
 import random
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from replay import hindsight
 from tests.tracer.synthetic import make_trace
 from tests.trust.survey import DAMAGED, TRUE_STEPS, digest, survey
-from tracer import addenda
+from tracer import addenda, manifest, open_trace
 from tracer.damage import damages
+from tracer.errors import DamageError
+from tracer.repair import repair
 from tracer.sealer import TailSealer, seal
 
 FLIPS = int(os.environ.get("REWIND_FLIPS", "60"))
@@ -37,9 +41,13 @@ def half_sealed(path: Path) -> None:
 
 def annotated(path: Path) -> None:
     make_trace(path, TRUE_STEPS, 3, 70, roll=8, grads=True, per_epoch=10)
-    addenda.write_hindsight(path, "norm", "abc", [(k, "norm", k / 3) for k in range(TRUE_STEPS)])
+    hindsight(path, norm)
     addenda.write_verdicts(path, [(k, "verified") for k in range(TRUE_STEPS)])
     seal(path)
+
+
+def norm(step):
+    return {"norm": step.step / 3, "late/row": step.state["encoder.weight"][0] * 2}
 
 
 TRACES = {"sealed": sealed, "half sealed": half_sealed, "annotated": annotated}
@@ -168,10 +176,11 @@ def test_checksums_tell_without_running_anything(tmp_path, kind, capsys):
 
     whole = tmp_path / "whole"
     half_sealed(whole)
+    hindsight(whole, norm)
     assert run(["verify", str(whole), "--checksums"]) == 0
     dice = random.Random(SEED + 3)
     # What the figures do not rest on: how far the run was, folders of plain Zarr.
-    names = [n for n in files_of(whole) if n.name != "status.json" and b'"group"' not in (whole / n).read_bytes()]
+    names = [n for n in files_of(whole) if n.name != "status.json" and (kind == "gone" or not is_group(whole / n))]
     for name in dice.sample(names, 8):
         copy = Path(shutil.copytree(whole, tmp_path / "copy"))
         data = (copy / name).read_bytes()
@@ -183,6 +192,92 @@ def test_checksums_tell_without_running_anything(tmp_path, kind, capsys):
             (copy / name).write_bytes(other)
         capsys.readouterr()
         code = run(["verify", str(copy), "--checksums"])
+        if code == 0 and kind == "flipped" and "tensors.zarr" in name.parts:
+            # Where a shard was replaced by a longer one its old index stays, and nobody reads it.
+            assert judge(survey(copy), relocated(survey(whole), whole, copy)) == []
+            shutil.rmtree(copy)
+            continue
         assert code in (1, 2), str(name)
         assert "damage" in (said := "".join(capsys.readouterr())) or "missing" in said or "no trace" in said, said
         shutil.rmtree(copy)
+
+
+def is_group(file: Path) -> bool:
+    return file.name == "zarr.json" and b'"group"' in file.read_bytes()
+
+
+def losses(path: Path) -> list[str]:
+    """What `rewind verify --checksums` says; readers, who look at no tensor, say some of it."""
+    with open_trace(path) as trace:
+        assert set(trace.damage()) <= set(damages(path))
+    return damages(path)
+
+
+def test_every_file_that_is_gone_is_named(tmp_path):
+    """A file of each kind by itself: its name is said, or what is lost with it."""
+    whole = tmp_path / "whole"
+    annotated(whole)
+    assert losses(whole) == []
+    names = [n for n in files_of(whole) if n.name not in ("status.json", "index.duckdb", "trace.json")]
+    kinds = {
+        (n.parts[0], n.parts[1:2] * (n.parts[0] != "metrics"), "c" in n.parts, tuple(n.suffixes)): n for n in names
+    }
+    assert len({n.parts[0] for n in kinds.values()}) == 4
+    assert len(kinds) > 25
+    for name in kinds.values():
+        copy = Path(shutil.copytree(whole, tmp_path / "copy", copy_function=os.link))
+        (copy / name).unlink()
+        found = losses(copy)
+        commit = name.parts[0] == "metrics" and name.suffix == ".json"
+        what = "missing" if commit or "c" in name.parts else str(name.parent if name.name == "zarr.json" else name)
+        assert any(what in line for line in found), (name, found)
+        shutil.rmtree(copy)
+
+
+def test_all_that_was_found_out_later_may_be_gone_and_is_named(tmp_path, caplog):
+    path = tmp_path / "t"
+    annotated(path)
+    shutil.rmtree(path / "hindsight")
+    shutil.rmtree(path / "verdicts")
+    found = " ".join(losses(path))
+    assert "hindsight metric 'norm' is lost: ask the function again" in found
+    assert "its verdicts are lost: verify the steps again" in found
+    logging.disable(logging.NOTSET)
+    with open_trace(path) as trace:
+        assert trace.sql("select count(*) from metrics where name = 'norm'").fetchall() == [(0,)]
+    assert "is missing: the hindsight metric 'norm' is lost" in caplog.text
+    assert "is missing: its verdicts are lost" in caplog.text
+    assert [line for line in repair(path) if "hindsight metric 'norm' is lost" in line]
+    assert losses(path) == repair(path) == [], "what is lost and was said is not looked for any more"
+
+
+def test_late_arrays_of_which_a_chunk_is_gone_are_not_filled_up(tmp_path):
+    path = tmp_path / "t"
+    annotated(path)
+    chunk = max((path / "hindsight").rglob("late/row/c/*/*"))
+    chunk.unlink()
+    with open_trace(path) as trace, pytest.raises(DamageError, match="missing: ask the function again"):
+        trace.captures["late/row"][3]
+
+
+def test_an_older_trace_lists_nothing_and_opens(tmp_path):
+    path = tmp_path / "t"
+    annotated(path)
+    manifest.amend(path, lambda facts: replace(facts, addenda=()))
+    assert losses(path) == []
+    with open_trace(path) as trace:
+        assert trace.sql("select count(*) from metrics where name = 'norm'").fetchall() == [(TRUE_STEPS,)]
+    shutil.rmtree(path / "hindsight")
+    assert losses(path) == []
+
+
+def test_the_last_segment_of_a_session_that_crashed_is_missed(tmp_path):
+    path = tmp_path / "t"
+    make_trace(path, TRUE_STEPS, 3, 70, roll=8, close=False, per_epoch=10)
+    repair(path)
+    with open_trace(path) as trace:
+        assert (trace.sessions[0].status, trace.sessions[0].last_segment) == ("crashed", 2)
+    assert losses(path) == []
+    for file in (path / "metrics").glob("0000-000002*"):
+        file.unlink()
+    assert any("crashed in segment 2, which is missing: what came after step 15" in line for line in losses(path))
