@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 
 MOST_NUMBERS: Final = 2_000_000
 MOST_WATCHED: Final = 256
+_FOLDERS = re.compile(r"(?<![\w.])/(?!debug/|export/)(?:[^\s/:'\"]+/)+")
+"""Where files lie is nobody's business who asks over the network."""
 _INTEGER = re.compile(r"-?\d{1,15}")
 
 
@@ -210,11 +212,22 @@ class Guarded(RequestHandler):
         """Say what is wrong, as JSON."""
         error = kwargs.get("exc_info", (None, None, None))[1]
         status, kind = status_of(error) or (status_code, "HTTPError")
-        detail = error.log_message if isinstance(error, HTTPError) else str(error) if error else ""
         self.set_status(status)
         if status == 401:
             self.set_header("WWW-Authenticate", "Bearer")
-        self.answer({"error": kind, "detail": " ".join((detail or self._reason).split())})
+        if status == 405:
+            self.set_header("Allow", ", ".join(self._methods()))
+        self.answer({"error": kind, "detail": self._detail(error)})
+
+    def _methods(self) -> list[str]:
+        own = ((name, getattr(type(self), name.lower())) for name in self.SUPPORTED_METHODS)
+        return sorted(name for name, method in own if method is not RequestHandler._unimplemented_method)
+
+    def _detail(self, error: BaseException | None) -> str:
+        """What is said of an error: of ours and Tornado's the message, without the folders in it; of others nothing."""
+        told = error.get_message() if isinstance(error, HTTPError) else str(error)
+        said = told or "" if isinstance(error, HTTPError | RewindError) else ""
+        return " ".join((_FOLDERS.sub("", said) or self._reason).split())
 
     def log_exception(
         self, typ: type[BaseException] | None, value: BaseException | None, tb: TracebackType | None

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from apps.address import Address
 
 LOCAL = "127.0.0.1"
+_MOST_BODY = 1 << 20
+"""Bytes of a request: what is larger is refused before it is read, whoever sends it."""
 
 
 @dataclass(frozen=True)
@@ -185,6 +187,7 @@ def serve(
         websocket_origin=[],
         auth_provider=Door(token),
         cookie_secret=secrets.token_hex(16),
+        http_server_kwargs={"max_body_size": _MOST_BODY},
         extra_patterns=[
             (r"/alive", Alive, {"proof": runs.proof}),
             *handlers(runs, token, lambda: hosts, cookie_name),
