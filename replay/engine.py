@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from replay.causes import Context
     from replay.channel import Channel, Message
+    from replay.sandbox import Sandbox
     from replay.timeline import Span
     from replay.verdict import Verdict
     from tracer.trace import Trace
@@ -77,10 +78,10 @@ class Engine:
         self.at: int | None = span.first
         self.captures: dict[str, torch.Tensor] = {}
         self.problems: list[str] = []
+        self.sandbox: Sandbox | None = None
         self.registry: registry.Registry | None = None
-        self._channel = channel
-        self._hurry = hurry
-        self._stay = stay
+        self._channel, self._span = channel, span
+        self._hurry, self._stay = hurry, stay
         self._judge = Judge(self.past, context)
         self._reader: registry.StateReader | None = None
         self._optimizers = Optimizers()
@@ -96,8 +97,7 @@ class Engine:
         self.verdict: Verdict | None = None
         self._natively_trained = 0
         self._changed: int | None = None
-        self._now = OpenStep()
-        self._extra = 0
+        self._now, self._extra = OpenStep(), 0
         self._handlers: dict[str, Callable[[Message, list[bytes]], None]] = {
             "seek": self._on_seek,
             "step": self._on_step,
@@ -349,7 +349,9 @@ class Engine:
         if self._reader is None or layout != self._layout or self.at + 1 in self.past.keyframes:
             self._look(stack)
         self._layout = layout
-        verdict = self.verdict = self._judge.step(self.at, self._reader, self.registry, self._now.loss(), self.problems)
+        verdict = self.verdict = self._judge.step(
+            self.at, self._reader, self.registry, self._now.loss(), self._known_problems()
+        )
         self.at += 1
         if self._target.kind == "step":
             self._verdicts.append(verdict.as_dict())
@@ -360,6 +362,9 @@ class Engine:
             self._channel.send({"verdicts": self._verdicts, "at": self.at})
         elif self.at == self._target.k:
             self._reply_arrived()
+
+    def _known_problems(self) -> list[str]:
+        return self.problems + (self.sandbox.view.doubts if self.sandbox is not None else [])
 
     def _wait_at_end(self, stack: list[frames.UserFrame], mode: str) -> None:
         """Where an optimizer's step is the boundary, the past is put in place here; else at the next fetch."""
@@ -402,11 +407,17 @@ class Engine:
         tree, read = self.past.keyframe(k)
         slots = self._look(stack)
         assert self.registry is not None
+        self._rewind_files(k, tree.get("files"))
         self.problems = keyframe.restore(tree, read, self.past.keyframe_layout(k), slots, self.registry)
         self.boundary.follow(self.registry.optimizers.get(tree.get("leader") or ""))
         self._judge.start()
         self.at, self._placed, self._changed = k, bool(tree["inner"]), None
         return self.problems
+
+    def _rewind_files(self, k: int, position: int | None) -> None:
+        """The files are again as they were; not where the program has just come by itself to where it began."""
+        if self.sandbox is not None and position is not None and not (self._fresh and k == self._span.first):
+            self.sandbox.rewind(position)
 
     def _look(self, stack: list[frames.UserFrame], *, hidden: bool = False) -> list[walk.Slot]:
         """Walk the program; `hidden`: take in optimizers that no variable leads to."""

@@ -17,9 +17,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from replay import fence
 from replay.causes import Context
 from replay.channel import Channel
 from replay.engine import Engine, StopProgram
+from replay.file_view import FileView
 from replay.sandbox import Sandbox
 from replay.timeline import Span
 from tracer import active, environment, frames, hooks, program, rng
@@ -30,11 +32,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def run_program(trace: Trace, channel: Channel, options: dict[str, Any], body: Callable[[], None]) -> None:
-    """Run `body` under an engine that obeys `channel`; every way for it to end is told there."""
+def run_program(
+    trace: Trace, channel: Channel, options: dict[str, Any], body: Callable[[], None], sandbox: Sandbox | None = None
+) -> None:
+    """Run `body` under an engine that obeys `channel`; every way for it to end is told there. `sandbox` is around it."""
     span = Span(options["session"], options["first"], options["end"])
     context = Context(**options["context"])
     engine = _kind(options.get("kind"))(trace, channel, span, context, hurry=options["hurry"], stay=options["stay"])
+    engine.sandbox = sandbox
     try:
         with contextlib.suppress(StopProgram):
             engine.prelude()
@@ -59,7 +64,9 @@ def _outcome(engine: Engine, trace: Trace, span: Span, body: Callable[[], None])
         return {"error": "ended", "detail": f"the program called sys.exit({exit_.code})"}
     except BaseException as error:  # noqa: BLE001  whatever user code raises is its answer
         text = "".join(traceback.format_exception(error))
-        return {"error": "raised", "detail": f"{type(error).__name__}: {error}", "traceback": text}
+        refused = isinstance(error, PermissionError) or "Permission denied" in str(error)
+        why = " (a replay may write only to its scratch folder)" if refused else ""
+        return {"error": "raised", "detail": f"{type(error).__name__}: {error}{why}", "traceback": text}
     return {"error": "ended", "detail": "the program ended"}
 
 
@@ -135,17 +142,19 @@ def main(arguments: list[str]) -> None:
     descriptor, path, text = int(arguments[0]), Path(arguments[1]), arguments[2]
     options = json.loads(text)
     channel = Channel(Connection(descriptor))
+    fence.put_up(Path(options["scratch"]), options.get("writable", ()))
     with open_trace(path) as trace:
         facts = trace.manifest
         environment.restore(facts.environment)
         read = _sources(trace, options)
         RecordedImports(read).install()
         recorded = replace(facts.program, argv=facts.sessions[options["session"]].argv)
-        sandbox = Sandbox(Path(options["scratch"]), options.get("writable", ()))
+        view = FileView(trace, options["session"])
+        sandbox = Sandbox(Path(options["scratch"]), options.get("writable", ()), view)
         os.chdir(recorded.cwd)
         frames.add_program_folder(os.path.dirname(recorded.path or "."))
         with sandbox.entered():
-            run_program(trace, channel, options, lambda: program.run(recorded, read))
+            run_program(trace, channel, options, lambda: program.run(recorded, read), sandbox)
     os._exit(0)  # threads and workers of the program do not hold up its end
 
 

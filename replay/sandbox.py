@@ -1,8 +1,9 @@
 """A replayed script must not overwrite what the original run wrote: its writes go to a scratch folder, trackers are put offline.
 
 What is written is kept under the scratch folder by its full path, and read from there again. Deleting and renaming act there, too.
-Folders are listed with both. Writes by native code that opens files by itself are not seen, but for those of torch and safetensors.
-Room: replay. May touch: `open`, some of `os`, torch and safetensors, environment variables, in an engine's own process only.
+Folders are listed with both. What was there in the first place is what the recorded run saw (`replay.file_view`). Writes by
+native code are not seen here, but for those of torch and of `replay.native_writers`: the rest `replay.fence` refuses.
+Room: replay. May touch: `open`, some of `os`, torch, environment variables, in an engine's own process only.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import builtins
 import contextlib
 import errno
-import importlib.util
 import io
 import os
 import shutil
@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from replay import native_writers
+from replay.file_view import FileView
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,26 +41,59 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 class Sandbox:
     """Redirects the writes of this process to `scratch`."""
 
-    def __init__(self, scratch: Path, writable: Sequence[str] = ()) -> None:
-        """`scratch` exists and is ours; so are the `writable` folders: a branch that is being recorded."""
+    def __init__(self, scratch: Path, writable: Sequence[str] = (), view: FileView | None = None) -> None:
+        """`scratch` exists and is ours; so are the `writable` folders: a branch that is being recorded.
+
+        `view`: how the files were that are not written here.
+        """
+        self.view = view or FileView()
         self._scratch = str(scratch.resolve())
         self._writable = tuple(os.path.abspath(folder) for folder in writable)
         self._files = os.path.join(self._scratch, "files")
         self._gone: set[str] = set()
+        self._partial: set[str] = set()
+        """What was written on to without its beginning being known."""
+        self._held: set[str] = set()
+
+    def rewind(self, position: int) -> None:
+        """From now on the files are as they were when the log had `position` events; what was written here of them is forgotten."""
+        self.view.rewind(position)
+        self._partial.clear()
+        for path in self._held:
+            self.view.doubt(path, "it is open in native code and could not be put back")
+        for path in set(self.view.paths) - self._held:
+            place = self._place(path)
+            self._gone.discard(path)
+            if place is not None and _there(place):
+                _discard(place, tree=self.view.absent(path))
+        self._stand_in()
+
+    def _stand_in(self) -> None:
+        """What was there then and is on the disk no more: a folder, or a file whose bytes the view knows or doubts."""
+        for folder in (True, False):
+            for path in self.view.lost(folder):
+                place = self._place(path)
+                if place is not None and not _there(place):
+                    _makedirs(place if folder else os.path.dirname(place))
+                    self._partial.add(path)
+                    if not folder:
+                        _REAL_OPEN(place, "wb").close()
 
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """Redirect while the block runs."""
         os.makedirs(self._files, exist_ok=True)
         (Path(self._scratch) / "tmp").mkdir(exist_ok=True)
-        os.environ.update(_OFFLINE, MLFLOW_TRACKING_URI=f"file://{self._scratch}/mlflow")
         tempfile.tempdir = os.path.join(self._scratch, "tmp")
+        os.environ.update(_OFFLINE, MLFLOW_TRACKING_URI=f"file://{self._scratch}/mlflow", TMPDIR=tempfile.tempdir)
+        self._stand_in()
         with contextlib.ExitStack() as stack:
             stack.callback(setattr, tempfile, "tempdir", None)
             for owner, name, make in self._patches():
                 original = getattr(owner, name)
                 setattr(owner, name, make(original))
                 stack.callback(setattr, owner, name, original)
+            stack.enter_context(native_writers.redirected(self))
             yield
 
     def _patches(self) -> list[tuple[Any, str, Callable[[Any], Any]]]:
@@ -66,28 +102,27 @@ class Sandbox:
         removing = [(os, name, self._remove) for name in ("remove", "unlink", "rmdir")]
         moving = [(os, name, self._move) for name in ("rename", "replace")]
         linking = [(os, name, self._link) for name in ("symlink", "link")]
-        looking = [(os, name, self._look) for name in ("stat", "lstat", "readlink")]
+        looking = [(os, name, self._look) for name in ("stat", "lstat", "readlink", "access", "chdir")]
         listing = [(os, "listdir", self._listdir), (os, "scandir", self._scandir)]
         # With descriptors of folders, `shutil.rmtree` would go by names that say nothing of their folder.
         plain = (shutil, "_use_fd_functions", lambda original: False)
-        changing = [*opening, *making, *removing, *moving, *linking, (torch, "save", self._save), plain]
-        return [*changing, *looking, *listing, *self._native_patches()]
-
-    def _native_patches(self) -> list[tuple[Any, str, Callable[[Any], Any]]]:
-        """Of safetensors, where it is installed: its code in Rust opens the files that it is given the names of."""
-        saving = [(torch.jit, "save", self._save)]
-        if importlib.util.find_spec("safetensors") is None:
-            return saving
-        safetensors = importlib.import_module("safetensors")
-        reading = [(safetensors, name, self._reading) for name in ("safe_open", "_safe_open_handle")]
-        writing = [(safetensors, "serialize_file", self._save)]
-        return [*saving, *(patch for patch in (*reading, *writing) if hasattr(*patch[:2]))]
+        whole = [(torch, "save", self._save), (torch, "load", self._reading)]
+        changing = [*opening, *making, *removing, *moving, *linking, *whole, plain]
+        native = [(torch.jit, "save", self._save), (torch.jit.RecursiveScriptModule, "save", self._save)]
+        native += [(torch._C, "PyTorchFileReader", self._reading), (torch._C, "PyTorchFileWriter", self._writing)]
+        return [*changing, *looking, *listing, *native]
 
     def _reading(self, original: Callable) -> Callable:
         def read(path: Any, *args: Any, **kwargs: Any) -> Any:
-            return original(self._for_reading(path), *args, **kwargs)
+            return original(self.for_reading(path), *args, **kwargs)
 
         return read
+
+    def _writing(self, original: Callable) -> Callable:
+        def write(path: Any, *args: Any, **kwargs: Any) -> Any:
+            return original(self.for_writing(path, keep=False), *args, **kwargs)
+
+        return write
 
     def _is_path(self, path: Any) -> bool:
         return isinstance(path, (str, os.PathLike)) and not isinstance(path, bytes)
@@ -101,39 +136,54 @@ class Sandbox:
             return None
         return self._files + full
 
-    def _for_reading(self, path: Any) -> Any:
+    def for_reading(self, path: Any) -> Any:
+        """Where what the program reads at `path` lies."""
         place = self._place(path) if self._is_path(path) else None
         if place is None:
             return path
-        if os.path.abspath(os.fspath(path)) in self._gone:
+        full = os.path.abspath(os.fspath(path))
+        if _there(place) and full not in self._partial:
             return place
-        return place if _there(place) else path
+        return self._there_then(full) or (place if _there(place) or self._is_gone(full) else path)
 
-    def _for_writing(self, path: Any, *, keep: bool) -> Any:
+    def _there_then(self, full: str) -> str | None:
+        written = full in self._partial
+        return None if self._is_gone(full) else self.view.reading(full, written=written)
+
+    def for_writing(self, path: Any, *, keep: bool, held: bool = False) -> Any:
+        """Where what the program writes to `path` goes; `keep`: with what is in it; `held`: native code goes on with it."""
         place = self._place(path) if self._is_path(path) else None
         if place is None:
             return path
         full = os.path.abspath(os.fspath(path))
         if os.path.isdir(os.path.dirname(full)):
             _makedirs(os.path.dirname(place))
-        if keep and not _there(place) and os.path.isfile(full) and full not in self._gone:
-            shutil.copyfile(full, place)
+        if keep and not _there(place) and os.path.isfile(full):
+            before = self.view.reading(full, looks=True)
+            if before is None and not self.view.is_as_then(full):
+                self._partial.add(full)
+            else:
+                shutil.copyfile(before or full, place)
+        elif not keep:
+            self._partial.discard(full)
         self._gone.discard(full)
+        if held:
+            self._held.add(full)
         return place
 
     def _open(self, original: Callable) -> Callable:
         def open_(file: Any, mode: str = "r", *args: Any, **kwargs: Any) -> Any:
             if set(mode) & set("wax+"):
-                return original(self._for_writing(file, keep="w" not in mode), mode, *args, **kwargs)
-            return original(self._for_reading(file), mode, *args, **kwargs)
+                return original(self.for_writing(file, keep="w" not in mode), mode, *args, **kwargs)
+            return original(self.for_reading(file), mode, *args, **kwargs)
 
         return open_
 
     def _os_open(self, original: Callable) -> Callable:
         def open_(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
             if flags & _WRITING:
-                return original(self._for_writing(path, keep=not flags & os.O_TRUNC), flags, *args, **kwargs)
-            return original(self._for_reading(path), flags, *args, **kwargs)
+                return original(self.for_writing(path, keep=not flags & os.O_TRUNC), flags, *args, **kwargs)
+            return original(self.for_reading(path), flags, *args, **kwargs)
 
         return open_
 
@@ -141,7 +191,9 @@ class Sandbox:
         def act(path: Any, *args: Any, **kwargs: Any) -> Any:
             if original is _REAL_MKDIR and os.path.lexists(path):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path))
-            return original(self._for_writing(path, keep=True), *args, **kwargs)
+            if original is not _REAL_MKDIR and self._is_path(path) and os.path.isdir(path):
+                return None  # of a folder only what is in it matters
+            return original(self.for_writing(path, keep=True), *args, **kwargs)
 
         return act
 
@@ -164,8 +216,8 @@ class Sandbox:
         def move(source: Any, target: Any, *args: Any, **kwargs: Any) -> None:
             if self._place(source) is None and self._place(target) is None:
                 return original(source, target, *args, **kwargs)
-            held = self._for_writing(source, keep=True)
-            result = original(held, self._for_writing(target, keep=False), *args, **kwargs)
+            held = self.for_writing(source, keep=True)
+            result = original(held, self.for_writing(target, keep=False), *args, **kwargs)
             self._gone.add(os.path.abspath(os.fspath(source)))
             return result
 
@@ -175,11 +227,11 @@ class Sandbox:
         def link(source: Any, target: Any, *args: Any, **kwargs: Any) -> None:
             if os.path.lexists(target):
                 raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(source), None, str(target))
-            source = source if original is _REAL_SYMLINK else self._for_reading(source)
-            place = self._for_writing(target, keep=False)
+            source = source if original is _REAL_SYMLINK else self.for_reading(source)
+            place = self.for_writing(target, keep=False)
             if original is _REAL_SYMLINK and place != target:
                 # Seen from where the link now lies, its target is where this process would find it.
-                source = self._for_reading(os.path.join(os.path.dirname(os.path.abspath(target)), source))
+                source = self.for_reading(os.path.join(os.path.dirname(os.path.abspath(target)), source))
             return original(source, place, *args, **kwargs)
 
         return link
@@ -195,12 +247,15 @@ class Sandbox:
             return path
         place = self._place(path)
         full = os.path.abspath(os.fspath(path))
-        if place is None or (not _there(place) and not self._is_gone(full)):
+        if place is None:
             return path
-        return path if os.path.isdir(place) and _there(full) else place
+        gone = self._is_gone(full)
+        if not gone and (not _there(place) or full in self._partial):
+            return self.view.reading(full, looks=True) or (place if full in self._partial else path)
+        return path if os.path.isdir(place) and _there(full) and not gone else place
 
     def _is_gone(self, full: str) -> bool:
-        return full in self._gone
+        return full in self._gone or self.view.absent(full)
 
     def _layers(self, path: Any) -> list[tuple[Any, set[str]]]:
         """The folders that together are the one at `path`, each with the names in it that are not to be seen."""
@@ -209,7 +264,7 @@ class Sandbox:
             return [(path, set())]
         full = os.path.abspath(os.fspath(path))
         own = set(_REAL_LISTDIR(place)) if os.path.isdir(place) else set()
-        gone = {os.path.basename(g) for g in self._gone if os.path.dirname(g) == full}
+        gone = {os.path.basename(g) for g in self._gone if os.path.dirname(g) == full} | self.view.missing_in(full)
         layers: list[tuple[Any, set[str]]] = [] if self._is_gone(full) or not _there(full) else [(path, own | gone)]
         return [*layers, *([(place, set())] if os.path.isdir(place) or not layers else [])]
 
@@ -228,7 +283,7 @@ class Sandbox:
 
     def _save(self, original: Callable) -> Callable:
         def save(obj: Any, f: Any, *args: Any, **kwargs: Any) -> None:
-            return original(obj, self._for_writing(f, keep=False) if self._is_path(f) else f, *args, **kwargs)
+            return original(obj, self.for_writing(f, keep=False) if self._is_path(f) else f, *args, **kwargs)
 
         return save
 
@@ -275,7 +330,7 @@ class _Listing:
 
 
 _REAL_MKDIR, _REAL_RMDIR, _REAL_SYMLINK = os.mkdir, os.rmdir, os.symlink
-_REAL_LSTAT, _REAL_LISTDIR = os.lstat, os.listdir
+_REAL_LSTAT, _REAL_LISTDIR, _REAL_OPEN, _REAL_REMOVE = os.lstat, os.listdir, builtins.open, os.remove
 
 
 def _there(path: str) -> bool:
@@ -291,6 +346,14 @@ def _makedirs(folder: str) -> None:
     if not os.path.isdir(folder):
         _makedirs(os.path.dirname(folder))
         _REAL_MKDIR(folder)
+
+
+def _discard(place: str, *, tree: bool) -> None:
+    """Remove what lies in the scratch folder; of a folder only where the whole `tree` is not to be seen."""
+    if not os.path.isdir(place) or os.path.islink(place):
+        _REAL_REMOVE(place)
+    elif tree:
+        shutil.rmtree(place)
 
 
 def held_back(scratch: Path) -> list[str]:

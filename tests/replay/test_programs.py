@@ -72,6 +72,7 @@ STEPS = {
     "no_loader_while": 24,
     "numpy_permutation": 25,
     "numpy_shuffle_inplace": 25,
+    "own_files": 24,
     "peek_first_batch": 21,
     "plateau": 24,
     "ppo_like": 27,
