@@ -125,11 +125,11 @@ class Sandbox:
         return write
 
     def _is_path(self, path: Any) -> bool:
-        return isinstance(path, (str, os.PathLike)) and not isinstance(path, bytes)
+        return isinstance(path, (str, bytes, os.PathLike))
 
     def _place(self, path: Any) -> str | None:
         """Where writes to `path` go; None where they may go where they say."""
-        full = os.path.abspath(os.fspath(path))
+        full = _full(path)
         if full.startswith((self._scratch + os.sep, *_DEVICES)) or full == os.devnull:
             return None
         if any(full == folder or full.startswith(folder + os.sep) for folder in self._writable):
@@ -141,7 +141,7 @@ class Sandbox:
         place = self._place(path) if self._is_path(path) else None
         if place is None:
             return path
-        full = os.path.abspath(os.fspath(path))
+        full = _full(path)
         if _there(place) and full not in self._partial:
             return place
         return self._there_then(full) or (place if _there(place) or self._is_gone(full) else path)
@@ -155,7 +155,7 @@ class Sandbox:
         place = self._place(path) if self._is_path(path) else None
         if place is None:
             return path
-        full = os.path.abspath(os.fspath(path))
+        full = _full(path)
         if os.path.isdir(os.path.dirname(full)):
             _makedirs(os.path.dirname(place))
         if keep and not _there(place) and os.path.isfile(full):
@@ -202,7 +202,7 @@ class Sandbox:
             place = self._place(path) if self._is_path(path) else None
             if place is None:
                 return original(path, *args, **kwargs)
-            full = os.path.abspath(os.fspath(path))
+            full = _full(path)
             if not os.path.lexists(path):
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
             if original is _REAL_RMDIR and os.listdir(path):
@@ -218,7 +218,7 @@ class Sandbox:
                 return original(source, target, *args, **kwargs)
             held = self.for_writing(source, keep=True)
             result = original(held, self.for_writing(target, keep=False), *args, **kwargs)
-            self._gone.add(os.path.abspath(os.fspath(source)))
+            self._gone.add(_full(source))
             return result
 
         return move
@@ -231,7 +231,7 @@ class Sandbox:
             place = self.for_writing(target, keep=False)
             if original is _REAL_SYMLINK and place != target:
                 # Seen from where the link now lies, its target is where this process would find it.
-                source = self.for_reading(os.path.join(os.path.dirname(os.path.abspath(target)), source))
+                source = self.for_reading(os.path.join(os.path.dirname(_full(target)), os.fsdecode(source)))
             return original(source, place, *args, **kwargs)
 
         return link
@@ -246,7 +246,7 @@ class Sandbox:
         if not self._is_path(path):
             return path
         place = self._place(path)
-        full = os.path.abspath(os.fspath(path))
+        full = _full(path)
         if place is None:
             return path
         gone = self._is_gone(full)
@@ -262,7 +262,7 @@ class Sandbox:
         place = self._place(path) if self._is_path(path) else None
         if place is None:
             return [(path, set())]
-        full = os.path.abspath(os.fspath(path))
+        full = _full(path)
         own = set(_REAL_LISTDIR(place)) if os.path.isdir(place) else set()
         gone = {os.path.basename(g) for g in self._gone if os.path.dirname(g) == full} | self.view.missing_in(full)
         layers: list[tuple[Any, set[str]]] = [] if self._is_gone(full) or not _there(full) else [(path, own | gone)]
@@ -270,6 +270,8 @@ class Sandbox:
 
     def _listdir(self, original: Callable) -> Callable:
         def listdir(path: Any = ".") -> list[Any]:
+            if isinstance(path, bytes):
+                return [os.fsencode(name) for name in listdir(os.fsdecode(path))]
             return [name for folder, hidden in self._layers(path) for name in original(folder) if name not in hidden]
 
         return listdir
@@ -331,6 +333,10 @@ class _Listing:
 
 _REAL_MKDIR, _REAL_RMDIR, _REAL_SYMLINK = os.mkdir, os.rmdir, os.symlink
 _REAL_LSTAT, _REAL_LISTDIR, _REAL_OPEN, _REAL_REMOVE = os.lstat, os.listdir, builtins.open, os.remove
+
+
+def _full(path: Any) -> str:
+    return os.path.abspath(os.fsdecode(path))
 
 
 def _there(path: str) -> bool:

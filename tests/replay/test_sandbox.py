@@ -297,3 +297,14 @@ def test_everything_is_put_back(scratch):
     with pytest.raises(RuntimeError), Sandbox(scratch).entered():
         raise RuntimeError
     assert [getattr(owner, name) for owner, name in touched] == before
+
+
+def test_names_as_bytes(inside, home):
+    os.mkdir(b"made")
+    with open(b"made/new.txt", "w") as file:
+        file.write("new")
+    os.remove(b"old.txt")
+    assert os.listdir(b"made") == [b"new.txt"]
+    assert sorted(os.listdir(b".")) == [b"made", b"runs"]
+    assert read(b"made/new.txt") == "new"
+    assert (os.path.exists(b"made/new.txt"), os.path.exists(b"old.txt")) == (True, False)
