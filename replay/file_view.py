@@ -36,7 +36,11 @@ class FileView:
         self._own = None if trace is None else str(trace.path.resolve())
         self._complete = len(events) < files.MOST_EVENTS
         self._known: dict[str, list[tuple[int, Event]]] = {}
+        self._heard: list[int] = []
         for number, event in enumerate(events):
+            if event[0] == "i":
+                self._heard.append(number)
+                continue
             self._known.setdefault(event[1], []).append((number, event))
             if event[0] == "m":
                 self._known.setdefault(event[4], []).append((number, event))
@@ -59,6 +63,8 @@ class FileView:
         """Look from here on as the run did when its log had `position` events; `began`: where the program starts."""
         self.position, self.began = position, began
         self._cursor.clear()
+        if self._heard and not began:
+            self.doubt("standard input", "it could not be put back to where the run was in it")
         self._absent = {
             path for path in self._known if not self._there(path) and not (began and path in self._prepared)
         }

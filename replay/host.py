@@ -24,7 +24,7 @@ from replay.engine import Engine, StopProgram
 from replay.file_view import FileView
 from replay.sandbox import Sandbox
 from replay.timeline import Span
-from tracer import active, environment, frames, hooks, program, rng
+from tracer import active, environment, frames, hooks, program, rng, stdin
 from tracer.past import Past
 from tracer.trace import Trace, open_trace
 
@@ -153,6 +153,7 @@ def main(arguments: list[str]) -> None:
         sandbox = Sandbox(Path(options["scratch"]), options.get("writable", ()), view)
         os.chdir(recorded.cwd)
         frames.add_program_folder(os.path.dirname(recorded.path or "."))
+        stdin.give(trace.path, options["session"], Path(options["scratch"]))
         with sandbox.entered():
             run_program(trace, channel, options, lambda: program.run(recorded, read), sandbox)
     os._exit(0)  # threads and workers of the program do not hold up its end

@@ -6,8 +6,9 @@ files/<session>.jsonl, an event a line with its sum, appended at once (a torn la
 was in a file that the run read after it had changed it, or that it changed after it had read it.
 
 An event is [what, path, was, content, other]. `what`: "w" is opened for writing, "r" read, "d" removed, "k" made as a folder, "m"
-moved to `other`, "s" read though never changed. `was`: whether it (of a move, the other) was there before. `content`: the
-name of its bytes at that time, if they were kept; of "s" its size and time instead.
+moved to `other`, "s" read though never changed, "i" read from standard input (kept in files/<session>.stdin). `was`: whether it
+(of a move, the other) was there before. `content`: the name of its bytes at that time, if they were kept; of "s" its size and
+time instead, of "i" its size and sum.
 Room: tracer. May touch: the folder it is given; one audit hook for the life of the process, which does nothing when nothing records.
 """
 
@@ -57,7 +58,7 @@ class FileLog:
         self._file: Any = None
         self._changed: set[str] = set()
         self._read: set[str] = set()
-        self._kept = 0
+        self._kept = self._heard = 0
         self.position = 0
 
     def tell(self, event: str, args: tuple[Any, ...]) -> None:
@@ -138,6 +139,20 @@ class FileLog:
         if full is not None and not full.endswith(":memory:"):
             self.writing(full, keeps=True, reads=full in self._changed)
 
+    def typed(self, line: Any) -> None:
+        """`input` has read a line from a terminal."""
+        self.heard(f"{line}\n".encode("utf-8", "surrogateescape"))
+
+    def heard(self, data: bytes) -> None:
+        """Something was read from standard input."""
+        if os.getpid() != self._pid or self._heard + len(data) > LARGEST >> 2:
+            return
+        with self._lock, contextlib.suppress(OSError):
+            self._heard += len(data)
+            self._say("i", "", was=True, content=[len(data), xxhash.xxh3_64_hexdigest(data)])
+            with open(os.path.join(self._folder, self._name.replace(".jsonl", ".stdin")), "ab") as file:
+                file.write(data)
+
     # -- keeping ---------------------------------------------------------------------------------------------------------
 
     def _full(self, path: Any) -> str | None:
@@ -184,6 +199,8 @@ class FileLog:
             os.makedirs(self._folder, exist_ok=True)
             self._file = open(os.path.join(self._folder, self._name), "wb", buffering=0)  # noqa: SIM115  it stays open
             self._file.write(_line(["begin", time.time()]))
+            with contextlib.suppress(OSError):
+                os.remove(os.path.join(self._folder, self._name.replace(".jsonl", ".stdin")))
         self._file.write(_line(event))
 
     def close(self) -> None:
@@ -231,6 +248,7 @@ _ACTIONS: dict[str, Callable[..., None]] = {
     "os.link": FileLog.linked,
     "os.symlink": FileLog.linked,
     "sqlite3.connect": FileLog.native,
+    "builtins.input/result": FileLog.typed,
 }
 
 
@@ -305,6 +323,11 @@ def events(trace: Path, session: int) -> tuple[float | None, list[Event], dict[s
             else:
                 found.append(event)
     return begun, found, last
+
+
+def stdin_file(trace: Path, session: int) -> Path:
+    """Where what a session read from standard input is kept."""
+    return trace / "files" / f"{session:03d}.stdin"
 
 
 def content(trace: Path, name: Any) -> Path | None:

@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracer import active, environment, files, frames, hooks, manifest, origin, process, program, rng
+from tracer import active, environment, files, frames, hooks, manifest, origin, process, program, rng, stdin
 from tracer.errands import Errands
 from tracer.errors import ProgramError, TraceError, UsageError, WriteError
 from tracer.journal import Journal
@@ -98,7 +98,9 @@ class Recorder:
         active.set_listener(self._steps.shield)
         self._stack.callback(active.set_listener, None)
         if self.options.replayable:
-            self._stack.enter_context(files.watched(files.FileLog(self.path, self._session)))
+            log = files.FileLog(self.path, self._session)
+            self._stack.enter_context(files.watched(log))
+            self._stack.enter_context(stdin.teed(log))
         self._stack.enter_context(_on_sigterm(self))
         return self
 

@@ -14,7 +14,7 @@ import pytest
 
 import tracer
 from replay import Session, fence, verify
-from tracer import files
+from tracer import files, stdin
 
 HOUSE = Path(__file__).parents[2]
 PROGRAM = HOUSE / "tests/programs/own_files.py"
@@ -173,3 +173,23 @@ def test_a_recording_tells_nothing_of_itself(scribe, home):
     paths = {event[1] for event in files.events(trace, 0)[1]}
     assert not [path for path in paths if path.startswith(str(trace)) or path.endswith(".py")]
     assert os.path.join(home, "ckpt.pt") in paths
+
+
+def test_standard_input_is_given_again(home):
+    before = """
+        import sys
+        factor = float(input("factor? "))
+        words = sys.stdin.read().split()
+    """
+    script = program(home, before, factor="factor * len(words)")
+    command = [sys.executable, "-m", "apps.cli", "record", "--out", "1.trace", "--keyframe-every", "5", script]
+    environment = {**os.environ, "PYTHONPATH": str(HOUSE), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        command, input="1.5\none two three\n", cwd=home, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert stdin.read(home / "1.trace", 0) == b"1.5\none two three\n"
+    assert verify(home / "1.trace").verified
+    kept = home / "1.trace/files/000.stdin"
+    kept.write_bytes(b"2" + kept.read_bytes()[1:])
+    assert stdin.read(home / "1.trace", 0) == b""
