@@ -8,13 +8,12 @@ Room: apps. May touch: the page it belongs to, the live run through `apps.pilot`
 
 from __future__ import annotations
 
-import ctypes
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from apps.pilot import Aside, Peeked, Pilot
 from apps.pulse import refusal
+from apps.twins import give_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -210,12 +209,6 @@ class Following:
             give_back()
 
         self._aside.close(let_go)
-
-
-def give_back() -> None:
-    """What a closed page held and was freed goes back to the system, where the C library keeps it (glibc does)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _refused(run: Recorded, state: dict[str, Any]) -> str:

@@ -275,10 +275,14 @@ class Recorded(Scalars):
         if found or k not in self._peeked:
             return found
         known = self._peeked[k]
-        facts = [(key, plain(value), known.dims.get(key)) for key, value in known.captures.items()]
-        return [
-            {"key": key, "dtype": str(v.dtype).removeprefix("torch."), "shape": list(v.shape), "dims": dims}
-            for key, v, dims in facts
+        return [  # As it was captured: bfloat16 is shown as float32, but is none.
+            {
+                "key": key,
+                "dtype": str(v.dtype).removeprefix("torch."),
+                "shape": list(v.shape),
+                "dims": known.dims.get(key),
+            }
+            for key, v in known.captures.items()
         ]
 
     @property

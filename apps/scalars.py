@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from tracer.addenda import arrays_changed
 from tracer.errors import RewindError, StepError
 from tracer.proof import changed, proof
 from tracer.ranges import Ranges
@@ -27,6 +28,11 @@ _MARKS = """
 select 'epoch', first_step from epochs where first_step is not null
 union all select distinct 'event', step from events where step is not null
 union all (select 'nan', step from steps where not isfinite(loss) order by step limit 500)
+"""
+
+
+_LATE = """
+select step, name, value from metrics where source like 'hindsight:%' order by step, source
 """
 
 
@@ -53,7 +59,11 @@ class Scalars:
         self.name = name or trace.path.name
         self.told: dict[int, str] = {}
         """Verdicts of this app's that could not be kept in the trace."""
-        self._judged = changed(trace.path)
+        self.late_names: frozenset[str] = frozenset()
+        """The scalars that hindsight functions gave."""
+        self.edition = 0
+        """Another number when they have changed."""
+        self._judged, self._seen_late = changed(trace.path), arrays_changed(trace.path)
 
     @property
     def first(self) -> int:
@@ -84,7 +94,22 @@ class Scalars:
 
     @cached_property
     def _columns(self) -> dict[str, Any]:
-        return self.trace.sql("select * from steps order by step").fetchnumpy()
+        recorded = self.trace.sql("select * from steps order by step").fetchnumpy()
+        return {**recorded, **self._late(np.asarray(recorded["step"]))}
+
+    def _late(self, steps: NDArray[np.int64]) -> dict[str, Any]:
+        """What hindsight functions gave, by name, masked at the steps that they were not asked of."""
+        rows = self.trace.sql(_LATE).fetchnumpy()
+        found: dict[str, Any] = {}
+        for name in sorted(set(rows["name"].tolist())):
+            own = rows["name"] == name
+            places = np.searchsorted(steps, rows["step"][own])
+            values = np.ma.masked_all(len(steps), np.float64)
+            inside = places < len(steps)
+            values[places[inside]] = numbers(rows["value"][own])[inside]
+            found[name] = values
+        self.late_names = frozenset(found)
+        return found
 
     def given(self, name: str) -> NDArray[np.bool_]:
         """Which steps have a value of this scalar, be it NaN, bool [T]: a program need not log it at every step."""
@@ -148,7 +173,13 @@ class Scalars:
         return proof(self.trace)
 
     def reread(self) -> None:
-        """Take in the verdicts that came to the trace since, from whatever process."""
+        """Take in the verdicts and the hindsight metrics that came to the trace since, from whatever process."""
+        late = arrays_changed(self.trace.path)
+        if late != self._seen_late:
+            self._seen_late = late
+            self.edition += 1
+            for name in ("scalars", "_columns"):
+                self.__dict__.pop(name, None)
         now = changed(self.trace.path)
         if now != self._judged:
             self._judged = now

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -21,6 +23,7 @@ from apps.exports import FORMATS
 from apps.following import BEAT, Following
 from apps.selection import TABS, History, Selection, from_query
 from apps.surfaces import Shell
+from apps.twins import give_back
 from apps.views import TITLES, make_view
 from tracer.errors import RewindError
 
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from apps.views.view import View
 
 log = logging.getLogger(__name__)
+_STILL = 5.0
+"""Seconds without a change after which what was freed goes back to the system."""
 _STEP = re.compile(r"(^|[?&])step=\d+")
 
 
@@ -56,13 +61,14 @@ class Viewer:
         self._body = pn.Column(sizing_mode="stretch_width", margin=(12, 16, 24, 16))
         self._worker: ThreadPoolExecutor | None = None
         self._closed = False
+        self._moved: float | None = None
         self._marked: Any = None
         self._document = pn.state.curdoc
         self.following = Following(self, runs, self._turn)
         self.root = pn.Column(self._shell, self._body, sizing_mode="stretch_width")
         self._begin(follow=not _STEP.search(query))
         if self._document is not None:
-            self._document.add_periodic_callback(lambda: self._together(self.following.beat), int(BEAT * 1000))
+            self._document.add_periodic_callback(lambda: self._together(self._beat), int(BEAT * 1000))
 
     # -- what is chosen ------------------------------------------------------------------------------------------------
 
@@ -165,6 +171,7 @@ class Viewer:
 
     def show(self, ack: int | None = None, push: int | None = None) -> None:
         """Bring the tab that is seen up to date, then say so: all in one message."""
+        self._moved = time.monotonic()
         self._problem = "This trace has no steps yet." if self.run.empty else ""
         with pn.io.hold():
             self._guarded(self._mark)
@@ -349,6 +356,13 @@ class Viewer:
             work()
         else:
             self._document.add_next_tick_callback(lambda: self._together(work))
+
+    def _beat(self) -> None:
+        self.following.beat()
+        if self._moved is not None and time.monotonic() - self._moved > _STILL:
+            # It takes some 50 ms in which nothing else gets memory: not while one scrubs.
+            self._moved = None
+            threading.Thread(target=give_back, name="rewind-give-back", daemon=True).start()
 
     def _together(self, work: Callable[[], None]) -> None:
         """Send what `work` changes as Panel sends it: what Bokeh sends by itself may overtake the models it speaks of."""

@@ -13,6 +13,11 @@ export const render = surface((root, send) => {
       return el("label", {}, c.label, box);
     }
     if (c.kind === "button") return el("button", { onclick: () => set(true) }, c.label);
+    if (c.kind === "fold") {
+      const box = el("button", { class: "fold", onclick: () => set(true) });
+      (made[c.name] = (v) => { box.textContent = `${v ? "▾" : "▸"} ${c.label}`; box.setAttribute("aria-expanded", v); })(c.value);
+      return box;
+    }
     if (c.kind === "toggle") {
       const box = el("input", { type: "checkbox", style: "min-height:0", checked: c.value, onchange: () => set(box.checked) });
       made[c.name] = (v) => { box.checked = v; };
@@ -22,12 +27,16 @@ export const render = surface((root, send) => {
     made[c.name] = (v) => { if (root.getRootNode().activeElement !== box) box.value = v; };
     return el("label", {}, c.label, box);
   }
+  // As a gradient, which a saved picture has, too.
+  const stroke = (c, dash) => (dash === "solid" ? `linear-gradient(to right,${c},${c})` : `repeating-linear-gradient(to right,${c} 0px,${c} 5px,transparent 5px,transparent 8px)`);
+  const line = ([name, colour, dash]) => el("span", { class: "row", style: "gap:6px" }, el("span", { style: `width:18px;height:3px;background:${stroke(colour, dash)}` }), name);
   return (frame) => {
     if (frame.kind === "theme") return;
     const fresh = JSON.stringify((frame.controls || []).map(({ value, ...rest }) => rest));
     if (fresh !== shape) { shape = fresh; row.replaceChildren(...(frame.controls || []).map(control), words); }
     else for (const c of frame.controls) if (made[c.name]) made[c.name](c.value);
-    words.replaceChildren(...(frame.words || []).map(([text, kind]) => el("span", { class: kind || "soft" }, text)));
+    if (frame.thin) row.style.cssText = "padding:2px 2px 4px";
+    words.replaceChildren(...(frame.legend || []).map(line), ...(frame.words || []).map(([text, kind]) => el("span", { class: kind || "soft" }, text)));
     root.setAttribute("aria-live", "polite");
   };
 });

@@ -43,7 +43,7 @@ function photo(left) {
   const walk = (node) => {
     if (node === left) return;
     if (node.nodeType === Node.TEXT_NODE) { word(node); return; }
-    if (node.nodeType !== Node.ELEMENT_NODE || (SKIPPED.has(node.tagName) && node.role !== "columnheader") || !seen(node)) return;
+    if (node.nodeType !== Node.ELEMENT_NODE || (SKIPPED.has(node.tagName) && node.role !== "columnheader" && !node.classList.contains("fold")) || !seen(node)) return;
     const r = node.getBoundingClientRect();
     const outer = clip;
     if (node !== document.body && node.scrollHeight > node.clientHeight + 1 && /auto|scroll/.test(getComputedStyle(node).overflowY)) clip = r;

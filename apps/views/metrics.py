@@ -16,6 +16,7 @@ from bokeh.models import ColumnDataSource, CrosshairTool, Spacer, Span
 
 from apps.surfaces import Bar
 from apps.views import figures
+from apps.views.groups import AUTO, folded, grouped, toggled
 from apps.views.options import Options
 from apps.views.parting import Parting
 from apps.views.series import AXES, POINTS, Series, bad_data, line_data, smoothed, x_values
@@ -50,7 +51,7 @@ class MetricsView:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self._options = Options(host, "metrics", axis="step", log=False, smooth=0.0, beside="")
+        self._options = Options(host, "metrics", axis="step", log=False, smooth=0.0, beside="", folded=AUTO)
         self._bar = Bar(self._set)
         self._parting = Parting(host)
         self._place = pn.Column(sizing_mode="stretch_width")
@@ -63,11 +64,13 @@ class MetricsView:
         self._drawn: tuple[Any, ...] = ()
         self._known: dict[tuple[Any, ...], Any] = {}
         self._family: list[Relative] = []
+        self._groups: list[tuple[str, list[str]]] = []
+        self._rows = 1
 
     def show(self) -> None:
         """Move the cursor; draw anew only where run or options changed."""
         run = self._host.run
-        wanted = (run, *self._options.values)
+        wanted = (run, run.edition, *self._options.values)
         if wanted != self._built:
             self._build()
             self._built = wanted
@@ -99,7 +102,8 @@ class MetricsView:
 
     def python(self) -> str:
         """How a notebook gets the same."""
-        return 'trace.sql("from steps").df()'
+        late = "\ntrace.sql(\"from metrics where source like 'hindsight:%'\").df()"
+        return 'trace.sql("from steps").df()' + late * bool(self._host.run.late_names)
 
     # -- controls ------------------------------------------------------------------------------------------------------
 
@@ -146,7 +150,11 @@ class MetricsView:
         if o["beside"] in others:
             controls.append({"name": "part", "label": "Where do they part?", "kind": "button"})
         words = [(f"{other.name} {other.words}", "chip contender") for other in self._family[:3]]
-        self._bar.send({"controls": controls, "words": [*words, ("click a chart to go to that step", "soft")]})
+        runs = [self._host.run, *self._beside()]
+        # One legend for all charts, beside none of them: a run has the same colour in each.
+        legend = [(run.name, *figures.colour(i)) for i, run in enumerate(runs)] if len(runs) > 1 else []
+        words += [("click a chart to go to that step", "soft")]
+        self._bar.send({"controls": controls, "words": words, "legend": legend})
 
     # -- charts --------------------------------------------------------------------------------------------------------
 
@@ -157,24 +165,50 @@ class MetricsView:
         if not names:
             self._place[:] = [figures.nothing("This run recorded no scalars: tracer.log(accuracy=0.9) adds one.")]
             return
-        runs = [run, *self._beside()]
         self._plots, self._cursors, self._lines, self._zoomed, self._known = [], [], [], {}, {}
         self._drawn = _outline(run)
+        self._groups = grouped(names, run.late_names)
+        hidden = folded(self._groups, self._options["folded"])
         link = Span(dimension="height", line_dash="dotted", line_width=1)
+        place: list[Any] = []
+        self._rows = 0
+        for name, own in self._groups:
+            if len(self._groups) > 1:
+                place.append(self._heading(name, len(own), opened=name not in hidden))
+            if name not in hidden:
+                plots = self._charts(run, own, link)
+                self._rows += -(-len(plots) // 2)
+                place.append(figures.card(_in_rows(plots)))
+        self.restyle()
+        self._spread()
+        self._place[:] = place
+
+    def _charts(self, run: Recorded, names: list[str], link: Span) -> list[Figure]:
+        """The charts under one heading; those that make a calibration chart are in one of its own, too."""
+        before = len(self._plots)
         together = [name for name in CALIBRATION if name in names]
         if len(together) > 1:
             self._plots.append(self._calibration(run, together))
+        runs = [run, *self._beside()]
         for name in names:
             self._plots.append(self._chart(name, runs, link))
-        self.restyle()
-        self._spread()
-        self._place[:] = [figures.card(_in_rows(self._plots))]
+        return self._plots[before:]
+
+    def _heading(self, name: str, count: int, *, opened: bool) -> Bar:
+        """A heading that opens and folds its charts."""
+        bar = Bar(lambda message: self._fold(name) if message.get("do") == "set" else None)
+        label = f"{name} ({count})"
+        bar.send({"controls": [{"name": "fold", "label": label, "kind": "fold", "value": opened}], "thin": True})
+        return bar
+
+    def _fold(self, name: str) -> None:
+        self._options.set("folded", toggled(self._groups, self._options["folded"], name))
 
     def _spread(self) -> None:
         """Give the charts what room the window has, where they are few."""
-        rows = -(-len(self._plots) // 2)
+        taken = 300 + 44 * len(self._groups) * (len(self._groups) > 1)
         for plot in self._plots:
-            figures.fill(plot, self._host, beside=self._host.room - (self._host.room - 300) // rows, least=220)
+            figures.fill(plot, self._host, beside=self._host.room - (self._host.room - taken) // self._rows, least=220)
 
     def _new_plot(self, name: str, *, log: bool) -> Figure:
         unit = {"duration": "seconds"}.get(name, "")
@@ -186,9 +220,7 @@ class MetricsView:
         plot = self._new_plot(name, log=self._options["log"])
         plot.add_tools(CrosshairTool(overlay=link))
         there = [(i, run) for i, run in enumerate(runs) if name in run.scalars]
-        # One legend for all charts: a run has the same colour in each.
-        named = len(runs) > 1 and not self._plots
-        lines = [self._line(plot, run, name, i, label=run.name if named else "") for i, run in there]
+        lines = [self._line(plot, run, name, i) for i, run in there]
         tips = figures.hover(("step", "@step{%d}"), (name, "@y{%.5g}"), mode="vline", renderers=lines)
         tips.attachment = "above"
         plot.add_tools(tips)
@@ -228,15 +260,14 @@ class MetricsView:
         self._cursors.append(figures.cursor(plot))
         plot.on_event(Tap, lambda event: self._tapped(event.x))
 
-    def _line(self, plot: Figure, run: Recorded, name: str, i: int, *, label: str) -> Any:
+    def _line(self, plot: Figure, run: Recorded, name: str, i: int) -> Any:
         line = Line(ColumnDataSource(), run, name)
         self._lines.append(line)
         line.source.data = self._data(line)
         hue, dash = figures.colour(i)
         smooth, whole = self._smooth, self._series(run, name)
-        named = {"legend_label": label} if label else {}
         look = {"color": hue, "line_dash": dash, "line_width": 1 if smooth else 1.5, "alpha": 0.4 if smooth else 1.0}
-        raw = plot.line("x", "y", source=line.source, **look, **named)
+        raw = plot.line("x", "y", source=line.source, **look)
         if smooth:
             plot.line("x", "smooth", source=line.source, color=hue, line_width=2)
         if (np.isfinite(whole.values).sum()) == 1:

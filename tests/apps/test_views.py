@@ -19,10 +19,12 @@ from apps.pilot import Peeked
 from apps.recorded import Recorded
 from apps.runs import Runs, named
 from apps.selection import History, Selection, from_query
+from apps.twins import Twins
 from apps.viewer import Viewer, facts, skyline, track
 from apps.views.batch import batch_frame
 from apps.views.features import feature_frame
 from apps.views.forces import cosine_words, pixels, plain_detail_frame, ratio_over_steps, scatter_data, unseen
+from apps.views.groups import AUTO, RECORDED, folded, grouped, toggled
 from apps.views.matrices import as_levels, figures_of, matrix_pair
 from apps.views.metrics import ALL, FAMILY
 from apps.views.over_steps import grid, sampled, spread
@@ -33,7 +35,7 @@ from apps.views.sql import answer, answer_frame, drawable, examples
 from apps.views.trajectories import INITIAL, parse_watched, series
 from replay.diff import Diff, TensorGap
 from tests.tracer.synthetic import make_trace
-from tracer import manifest, proof
+from tracer import addenda, manifest, proof
 from tracer.errors import MissingDataError, NotATraceError, RewindError, StepError, UsageError
 from tracer.manifest import source_name
 from tracer.trace import open_trace
@@ -345,6 +347,66 @@ def test_a_scale_of_nothing_and_of_one_value():  # S1.2
         maps = [{"name": "left", "low": -1.0, "high": 1.0, "colours": "diverging"}]
         scale(maps, arrays, "shared")
         assert maps[0]["high"] > maps[0]["low"]
+
+
+def test_what_a_paused_process_told_keeps_its_type(tmp_path):
+    run, _ = recorded(tmp_path / "t", steps=4, captures=False)
+    run.take(
+        Peeked(3, captures={"a/b": torch.zeros(8, dtype=torch.bfloat16), "a/c": torch.zeros(8, 2, dtype=torch.int64)})
+    )
+    assert [(one["dtype"], one["shape"]) for one in run.captured(3)] == [("bfloat16", [8]), ("int64", [8, 2])]
+    assert run.captured(2) == []
+
+
+def test_charts_stand_under_headings():  # S2.3
+    names = ["loss", "lr", "train/loss", "val_loss", "Validation.rmse", "train/acc", "accuracy", "bcl/alive", "drift"]
+    groups = grouped(names, {"drift"})
+    assert groups == [
+        (RECORDED, ["loss", "lr"]),
+        ("train", ["train/loss", "train/acc"]),
+        ("val", ["val_loss", "Validation.rmse"]),
+        ("logged", ["accuracy"]),
+        ("bcl", ["bcl/alive"]),
+        ("hindsight", ["drift"]),
+    ]
+    assert folded(groups, AUTO) == set()
+    assert folded([("a", ["x"] * 30), ("b", ["y"]), ("c", ["z"] * 30)], AUTO) == {"b", "c"}
+    assert folded(groups, "val,nothing") == {"val"}
+    assert toggled(groups, AUTO, "bcl") == "bcl"
+    assert folded(groups, toggled(groups, "bcl", "bcl")) == set()
+
+
+def test_only_what_is_unfolded_is_drawn_and_a_run_has_one_colour_in_all(tmp_path):
+    for name in ("a", "b"):
+        make_trace(tmp_path / name, 20, 3, 8, captures=False)
+    viewer = Viewer(Runs([tmp_path / "a", tmp_path / "b"]), "run=a&tab=metrics&metrics.beside=all+runs")
+    addenda.write_hindsight(tmp_path / "a", "drift", "ab", [(k, "drift", float(k)) for k in range(3, 9)])
+    viewer.show()
+    view = viewer._view("metrics")
+    names = [name for name, _ in view._groups]
+    assert (names[0], names[-1]) == (RECORDED, "hindsight")
+    assert np.isnan(viewer.run.scalars["drift"][2])
+    assert viewer.run.scalars_at(4)["drift"] == 4
+    assert "drift" not in viewer.run.scalars_at(2)
+    drawn = len(view._plots)
+    assert [plot.legend for plot in view._plots] == [[]] * drawn
+    view._fold("hindsight")
+    assert len(view._plots) == drawn - 1
+    assert viewer.selection.setting("metrics.folded") == "hindsight"
+    view._fold("hindsight")
+    assert len(view._plots) == drawn
+
+
+def test_a_copy_that_has_had_nothing_to_do_is_closed(tmp_path):
+    run, _ = recorded(tmp_path / "t", steps=3)
+    for rest, open_ in ((0.0, False), (1e6, True)):
+        twins = Twins(rest=rest)
+        twins._watch_over = lambda seconds: None  # by the clock it would be called some time
+        before = twins.work(run, 0, lambda copy: copy)
+        assert before is not run
+        twins.tidy()
+        assert (twins.work(run, 0, lambda copy: copy) is before) == open_
+        twins.close()
 
 
 def test_a_line_over_the_steps_keeps_its_points_as_the_run_grows(run):

@@ -1,7 +1,7 @@
 """How fast the app scrubs: one step with all that is seen repainted, a burst of keys, the first picture, ten million
 points, and what a page costs in memory.
 
-    python -m tests.benchmarks.app_scrub [--quick] [--only scrub,long,points,memory] [--demo TRACE] [--long TRACE]
+    python -m tests.benchmarks.app_scrub [--quick] [--only scrub,long,points,memory,hour] [--demo TRACE] [--long TRACE]
 
 Without a trace the demo is recorded (some 30 s) and a synthetic one made: 100,000 steps with 512 features, of which
 every 50th and a stretch of 600 have captures and weights (some 45 s). Times are taken in the page, from the key to the
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TABS = ("batch", "features", "forces", "matrices", "trajectories", "metrics")
 ALL_TABS = ("overview", *TABS, "replay", "sql")
-PARTS = ("scrub", "long", "points", "memory")
+PARTS = ("scrub", "long", "points", "memory", "hour")
 P50, P95, FIRST, LAG, ZOOM, SESSION = 70, 120, 2.5, 150, 150, 10
 STEPS, DENSE, POINTS = 100_000, range(50_000, 50_600), 10_000_000
 
@@ -178,6 +178,31 @@ def memory(trace: str, presses: int, pages: int = 3, rounds: int = 2) -> list[Ro
     return rows
 
 
+def hour(trace: str, minutes: float) -> list[Row]:
+    """What one page alone holds as it is scrubbed for long, without a rest, and once it has stood still; and when closed."""
+    command = [sys.executable, "-m", "apps.cli", "app", trace]
+    with served(command) as (url, process), chromium.browser() as browser:
+        page = chromium.Page(browser, url, "step=20")
+        page.page.set_default_timeout(180_000)
+        wander(page, 30)
+        close_all(browser, process)
+        before = resident(process.pid)
+        page = chromium.Page(browser, url, "step=20")
+        page.page.set_default_timeout(180_000)
+        began, steps, held = time.monotonic(), 0, []
+        while time.monotonic() - began < 60 * minutes:
+            wander(page, 100)
+            steps += 100 * len(ALL_TABS)
+            page.page.wait_for_timeout(25_000)  # what is done aside is closed when it has rested
+            held.append(resident(process.pid) - before)
+            print(f"  {steps} steps, {time.monotonic() - began:.0f} s: {held[-1]:.1f} MB", file=sys.stderr, flush=True)
+        close_all(browser, process)
+        left = resident(process.pid) - before
+    spread = f"{held[0]:.1f} after {100 * len(ALL_TABS)}, {max(held):.1f} at most, {held[-1]:.1f} MB at the end"
+    name = f"memory of one page alone over {steps} steps on all tabs"
+    return [(name, f"{SESSION} MB", spread), ("of it kept after it was closed", "0 MB", f"{left:.1f} MB")]
+
+
 def wander(page: chromium.Page, presses: int) -> None:
     """Scrub on every tab."""
     for tab in ALL_TABS:
@@ -231,6 +256,7 @@ def main(arguments: list[str] | None = None) -> None:
             "long": lambda: scrubbing(long, "100,000 steps, 512 features", presses, DENSE.start),
             "points": lambda: points(demo),
             "memory": lambda: memory(demo, presses),
+            "hour": lambda: hour(demo, 2 if options.quick else 10),
         }
         for part in PARTS:
             for what, target, found in measured[part]() if part in parts else []:
