@@ -6,7 +6,6 @@ Room: tracer. May touch: trace.json of the directory it is given.
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import hashlib
 import json
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracer.errors import DamageError, FormatVersionError, NotATraceError
-from tracer.segments import proven, with_sum
+from tracer.segments import proven, with_sum, write_atomically
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -110,17 +109,8 @@ class Manifest:
 
 
 def _put(path: Path, data: bytes) -> None:
-    temporary = path / f"trace.json.{os.getpid()}"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path / "trace.json")
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise
+    os.stat(path)  # Where the trace was removed it is not begun anew by its facts alone.
+    write_atomically(path / "trace.json", data)
 
 
 def amend(path: Path, change: Callable[[Manifest], Manifest]) -> Manifest:

@@ -17,6 +17,7 @@ from pathlib import Path
 from tracer import frames
 from tracer.errors import ProgramError
 from tracer.manifest import Program, source_name
+from tracer.segments import write_atomically
 
 _MAX_SOURCE = 4 << 20
 Source = Callable[[str], bytes | None]
@@ -127,18 +128,7 @@ def keep_sources(program: Program, trace: Path, kept: dict[str, str]) -> dict[st
             data = Path(file).read_bytes()
             if len(data) <= _MAX_SOURCE:
                 name = source_name(file, data)
-                _write_whole(trace / name, data)
+                os.stat(trace)  # Where it was removed it is not begun anew by these alone.
+                write_atomically(trace / name, data, synced=False)
                 result[file] = name
     return result
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write `data` to `path`, or nothing at all. Raise OSError."""
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError:
-        temporary.unlink(missing_ok=True)
-        raise

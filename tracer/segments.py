@@ -7,6 +7,7 @@ Room: tracer. May touch: the directories of the trace it is given.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -20,7 +21,7 @@ import xxhash
 from tracer.errors import DamageError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Mapping
+    from collections.abc import Collection, Container, Mapping
 
     import numpy as np
 
@@ -177,42 +178,75 @@ def read_commit(path: Path) -> dict[str, Any]:
     return facts
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Put `data` at `path`: a reader sees what was there, or all of it. It is on the disk when this returns."""
-    batch = Batch()
+def write_atomically(path: Path, data: bytes, *, synced: bool = True) -> None:
+    """Put `data` at `path`: a reader sees what was there, or all of it. It is on the disk when this returns, if `synced`."""
+    batch = Batch(synced=synced)
     batch.write(path, data)
     batch.finish()
 
 
 class Batch:
-    """Files that are put in their places together: each whole, and on the disk before it gets its name."""
+    """Files that are put in their places together: each whole, and on the disk before it gets its name; then the names."""
 
-    def __init__(self) -> None:
-        """Nothing is written yet."""
+    def __init__(self, *, synced: bool = True) -> None:
+        """Nothing is written yet. Without `synced` a power cut may leave less than a file, or none."""
+        self._synced = synced
         self._files: dict[Path, Path] = {}
+        self._folders: set[Path] = set()
 
     def write(self, path: Path, data: bytes) -> None:
         """Write `data`, for `path`, under another name. Raise OSError."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._make(path.parent)
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        temporary.write_bytes(data)
         self._files[path] = temporary
+        try:
+            temporary.write_bytes(data)
+        except OSError:
+            del self._files[path]
+            _remove(temporary)
+            raise
+
+    def _make(self, folder: Path) -> None:
+        self._folders.add(folder)
+        lacking = folder
+        while not lacking.exists():
+            lacking = lacking.parent
+            self._folders.add(lacking)
+        folder.mkdir(parents=True, exist_ok=True)
 
     def finish(self) -> None:
         """Give all files their names. Raise OSError."""
-        if len(self._files) > 1:
+        try:
+            self._sync(self._files.values())
+            for path, temporary in self._files.items():
+                os.replace(temporary, path)
+            self._sync(self._folders)
+        except OSError:
+            for temporary in self._files.values():
+                _remove(temporary)
+            raise
+        finally:
+            self._files, self._folders = {}, set()
+
+    def _sync(self, paths: Collection[Path]) -> None:
+        if not self._synced:
+            return
+        if len(paths) > 1:
             # The file system gathers what is asked for at the same time into one write of its journal.
             with ThreadPoolExecutor(_SYNCS) as pool:
-                list(pool.map(_sync, self._files.values()))
+                list(pool.map(_sync, paths))
         else:
-            for temporary in self._files.values():
-                _sync(temporary)
-        for path, temporary in self._files.items():
-            os.replace(temporary, path)
-        self._files = {}
+            for path in paths:
+                _sync(path)
+
+
+def _remove(temporary: Path) -> None:
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:
+    """Put a file's bytes, or the names in a folder, on the disk."""
     fd = os.open(path, os.O_RDONLY)
     try:
         os.fdatasync(fd)
