@@ -11,6 +11,7 @@ import io
 import json
 import secrets
 from collections import OrderedDict
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -68,8 +69,22 @@ def _parquet(columns: Mapping[str, NDArray[Any]]) -> bytes:
 
 def _npz(columns: Mapping[str, NDArray[Any]]) -> bytes:
     out = io.BytesIO()
-    np.savez_compressed(out, **{n: np.asarray(v) for n, v in columns.items()})
+    np.savez_compressed(out, **{n: _typed(np.asarray(v)) for n, v in columns.items()})
     return out.getvalue()
+
+
+def _typed(values: NDArray[Any]) -> NDArray[Any]:
+    """Values that NumPy stores as they are: of objects it would make pickles. None is NaN among numbers, else no words."""
+    if values.dtype.kind != "O":
+        return values
+    known = [v for v in values.ravel().tolist() if v is not None]
+    if known and all(isinstance(v, float | int) for v in known):
+        whole = all(isinstance(v, int) for v in known) and len(known) == values.size
+        if not whole:
+            return np.where(values == None, np.nan, values).astype(np.float64)  # noqa: E711 -- for each of them
+        with suppress(OverflowError):
+            return values.astype(np.int64)
+    return np.array(["" if v is None else str(v) for v in values.ravel().tolist()], dtype=str).reshape(values.shape)
 
 
 _ENCODERS = {"csv": _csv, "json": _json, "parquet": _parquet, "npz": _npz}

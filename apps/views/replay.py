@@ -86,11 +86,14 @@ class ReplayView:
     def show(self) -> None:
         """Say which step would be run; what was found of another stays."""
         run = self._host.run
-        if run is not self._run:
-            self._run, self._past, self._last = run, [], None
+        self._turn_to(run)
         impossible = None if run.replayable else _IMPOSSIBLE
         if not self._busy:
             self._say({"impossible": impossible})
+
+    def _turn_to(self, run: Recorded) -> None:
+        if run is not self._run:
+            self._run, self._past, self._last = run, [], None
 
     def restyle(self) -> None:
         """Its colours are the page's own."""
@@ -156,6 +159,7 @@ class ReplayView:
                 self._host.choose(tab="replay")
             self._say({"problem": str(found)})
             return
+        self._turn_to(run)  # Asked for on another tab, perhaps: this one was not looked at yet.
         k, verdict = found.verdict.step, found.verdict.kind
         if found.notes:
             run.tell_verdict(k, verdict)
