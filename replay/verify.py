@@ -16,7 +16,7 @@ import torch
 from replay.session import Session
 from replay.verdict import Verdict
 from tracer import proof
-from tracer.errors import ReplayError, StepError
+from tracer.errors import ReplayError, StepError, TraceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -94,7 +94,7 @@ def keep(trace: Trace, verdicts: Iterable[Verdict], *, way: str = "verify") -> l
     """Keep verdicts in their trace; return why that could not be, where it could not: they are true all the same."""
     try:
         proof.keep(trace, ((v.step, v.kind) for v in verdicts), torch=str(torch.__version__), way=way)
-    except OSError as error:
+    except (OSError, TraceError) as error:
         return [f"the verdicts could not be kept in the trace: {error}"]
     return []
 
