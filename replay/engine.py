@@ -9,6 +9,7 @@ Room: replay. May touch: the program's state, at a boundary; writes nothing.
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import threading
 from dataclasses import dataclass
@@ -422,6 +423,8 @@ class Engine:
     def _look(self, stack: list[frames.UserFrame], *, hidden: bool = False) -> list[walk.Slot]:
         """Walk the program; `hidden`: take in optimizers that no variable leads to."""
         slots = walk.walk(stack)
+        if hidden and not self._hidden:
+            gc.collect()  # what this process trained before is none of the program's
         self._hidden = self._hidden or hidden
         for optimizer in all_living() if self._hidden else ():
             self._optimizers.add(optimizer)

@@ -54,6 +54,8 @@ class Registry:
     aliases: dict[str, str]
     left_out: dict[str, str] = field(default_factory=dict)
     """Tensors of the state whose bytes do not say what they are: {name: why}."""
+    unmade: tuple[torch.Tensor, ...] = ()
+    """Parameters and buffers of lazy modules that have seen no batch yet: they are no state before."""
 
     def name_of(self) -> dict[int, str]:
         """Return {id(tensor): name}."""
@@ -79,7 +81,8 @@ def build(slots: list[Slot], optimizers: list[torch.optim.Optimizer]) -> Registr
     _add_loose(found, tensors, params, names)
     left_out = {name: why for name, tensor in tensors.items() if (why := refusal(tensor)) is not None}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in left_out}
-    return Registry(dict(modules), found, tensors, frozenset(params - left_out.keys()), aliases, left_out)
+    unmade = tuple(t for _, m in modules for t in (*m.parameters(), *m.buffers()) if _is_unmade(t))
+    return Registry(dict(modules), found, tensors, frozenset(params - left_out.keys()), aliases, left_out, unmade)
 
 
 def _roots(modules: list[tuple[str, torch.nn.Module]]) -> list[tuple[str, torch.nn.Module]]:
@@ -126,11 +129,16 @@ def _add_module(  # noqa: PLR0917  the four tables that are being filled belong 
         full = prefix + name
         if id(tensor) in names:
             aliases[full] = names[id(tensor)]
-        elif not isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+        elif not _is_unmade(tensor):
             names[id(tensor)] = full
             tensors[full] = tensor
             if is_param:
                 params.add(full)
+
+
+def _is_unmade(tensor: torch.Tensor) -> bool:
+    """Whether it belongs to a lazy module that has not seen its first batch yet."""
+    return isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin)
 
 
 def _add_loose(
@@ -142,7 +150,7 @@ def _add_loose(
     for optimizer in optimizers.values():
         for i, group in enumerate(optimizer.param_groups):
             for j, param in enumerate(group["params"]):
-                if id(param) not in names:
+                if id(param) not in names and not _is_unmade(param):
                     name = f"param.{i}.{j}" if f"param.{i}.{j}" not in tensors else f"param.{len(tensors)}.{i}.{j}"
                     names[id(param)] = name
                     tensors[name] = param
@@ -180,6 +188,7 @@ class StateReader:
         self._pointers = [0] * len(self._tensors)
         self._views: list[memoryview] = [memoryview(b"")] * len(self._tensors)
         self._shapes = [torch.Size(entry.shape) for entry in layout.entries]
+        self._unmade = registry.unmade
 
     def views(self) -> list[memoryview]:
         """Return the bytes of each tensor, in the layout's order; they are the live memory where it is contiguous."""
@@ -200,8 +209,8 @@ class StateReader:
         return dict(zip(names, self.fingerprint()[1], strict=True))
 
     def matches(self) -> bool:
-        """Whether the tensors still have the sizes that the layout says."""
-        return [tensor.shape for tensor in self._tensors] == self._shapes
+        """Whether the tensors still have the sizes that the layout says, and lazy modules have made no more."""
+        return [tensor.shape for tensor in self._tensors] == self._shapes and all(map(_is_unmade, self._unmade))
 
     def fingerprint(self) -> tuple[str, list[int]]:
         """Return (fingerprint, hashes): xxh3_64 of each tensor's bytes, and of all of them with names, dtypes and shapes."""

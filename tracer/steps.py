@@ -190,7 +190,7 @@ class StepRecorder:
         """An optimizer is seen for the first time: what it changes is state, though no variable may lead to it."""
         self._optimizers.add(optimizer)
         if self._registry is None or all(optimizer is not o for o in self._registry.optimizers.values()):
-            self._look(frames.user_frames(sys._getframe(2)))
+            self._look(frames.user_frames(sys._getframe(2)), midway=True)
 
     def _keep_grads(self, optimizer: torch.optim.Optimizer) -> None:
         names = self._registry.name_of() if self._registry else {}
@@ -209,8 +209,12 @@ class StepRecorder:
 
     # -- state ---------------------------------------------------------------------------------------------------------
 
-    def _look(self, stack: list[frames.UserFrame]) -> list[walk.Slot]:
-        """Walk the program from `stack`; a new set of tensors is a new layout, and its state is written."""
+    def _look(self, stack: list[frames.UserFrame], *, over: bool = False, midway: bool = False) -> list[walk.Slot]:
+        """Walk the program from `stack`; a new set of tensors is a new layout, and its state is written.
+
+        `over`: the step is over, what is found is what the next one starts from. `midway`: another optimizer may have
+        stepped; what has moved since the step's start is no state of any step.
+        """
         slots = walk.walk(stack)
         self._optimizers.see([slot.value for slot in slots if slot.kind == "optimizer"])
         found = registry.build(slots, self._optimizers.hidden())
@@ -222,9 +226,10 @@ class StepRecorder:
             if self._reader is None or layout.digest != self._reader.layout.digest:
                 self._layouts += 1
                 self._pace.force()
+                moved = midway and self._moved
                 self._reader = registry.StateReader(found, layout)
                 self._options.decide_weights(found)
-                self._write_state(found)
+                self._write_state(found, over=over, moved=moved)
             else:
                 self._reader = registry.StateReader(found, self._reader.layout)
         else:
@@ -232,7 +237,12 @@ class StepRecorder:
         self._wanted.roots = frozenset(map(id, found.modules.values()))
         return slots
 
-    def _write_state(self, found: registry.Registry) -> None:
+    @property
+    def _moved(self) -> bool:
+        """Whether the state is another than when it was last read."""
+        return self._reader is not None and self._state is not None and self._reader.fingerprint()[0] != self._state[0]
+
+    def _write_state(self, found: registry.Registry, *, over: bool, moved: bool) -> None:
         assert self._reader is not None
         layout = self._reader.layout
         fingerprint, hashes = self._state = self._reader.fingerprint()
@@ -240,9 +250,11 @@ class StepRecorder:
             self.writing.journal, self.step = self._open_journal(fingerprint)
         header = {**layout.header(), "aliases": found.aliases}
         self.writing.layout(header, every_step=bool(self._options.weights))
+        if moved:
+            return
         header = {
             "kind": "state",
-            "step": self.step,
+            "step": self.step + over,
             "session": self._session,
             "layout": layout.id,
             "hashes": hashes,
@@ -268,7 +280,7 @@ class StepRecorder:
         self._code_site = place
         if not self._replayable or self._reader is None or self._registry is None:
             return
-        changed = left and self._state is not None and self._reader.fingerprint()[0] != self._state[0]
+        changed = left and self._moved
         if moved or changed or self._pace.due(self.step, after_gap=left):
             started = time.perf_counter()
             found = self._look(stack) if slots is None else slots
@@ -294,7 +306,7 @@ class StepRecorder:
         """Write the step that is over; in a loop without a DataLoader its end is where the next one starts."""
         now = self._now
         if self._reader is None or not self._reader.matches():
-            self._look(frames.user_frames(sys._getframe(1)))
+            self._look(frames.user_frames(sys._getframe(1)), over=True)
         if self._reader is None:
             return
         self._state = self._reader.fingerprint()

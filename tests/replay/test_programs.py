@@ -54,6 +54,7 @@ STEPS = {
     "infinite_cycle": 22,
     "iterable_dataset": 21,
     "kfold": 24,
+    "lazy_modules": 12,
     "lbfgs_closure": 12,
     "list_of_losses": 24,
     "loader_augment": 20,
