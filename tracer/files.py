@@ -67,7 +67,7 @@ class FileLog:
             return
         self._inside.now = True
         try:
-            with self._lock, contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
+            with self._lock, contextlib.suppress(Exception):
                 _ACTIONS[event](self, *args)
         finally:
             self._inside.now = False
@@ -145,7 +145,7 @@ class FileLog:
 
     def heard(self, data: bytes) -> None:
         """Something was read from standard input."""
-        if os.getpid() != self._pid or self._heard + len(data) > LARGEST >> 2:
+        if not data or os.getpid() != self._pid or self._heard + len(data) > LARGEST >> 2:
             return
         with self._lock, contextlib.suppress(OSError):
             self._heard += len(data)
