@@ -29,6 +29,21 @@ for x in torch.utils.data.DataLoader(torch.rand(40, 4), batch_size=4):
     model(x).square().mean().backward()
     optimizer.step()
 """
+# A dict of token ids and words, bfloat16 weights and captures, a loss that is never finite.
+TOKENS = """
+import torch, tracer
+torch.manual_seed(0)
+table = torch.nn.Embedding(50, 6, dtype=torch.bfloat16)
+optimizer = torch.optim.SGD(table.parameters(), lr=0.1)
+data = [{"input_ids": torch.randint(0, 50, (7,)), "text": f"a sentence, number {i}"} for i in range(24)]
+for batch in torch.utils.data.DataLoader(data, batch_size=4):
+    optimizer.zero_grad()
+    out = table(batch["input_ids"])
+    tracer.capture("table/spread", out.detach().amax((0, 1)))
+    tracer.log(**{"val/score": float("nan"), "train/score": float("inf")})
+    (out.sum() * float("nan")).backward()
+    optimizer.step()
+"""
 WALK = """const all = [], walk = (root) => {
   for (const node of root.querySelectorAll("*")) { all.push(node); if (node.shadowRoot) walk(node.shadowRoot); }
 }; walk(document);"""
@@ -59,6 +74,11 @@ FAINT = f"""() => {{ {WALK}
   }}
   return faint;
 }}"""
+# What can be read below the tabs.
+SAID = f"""{WALK}
+  const tabs = all.find((n) => n.role === "tablist"), under = tabs ? tabs.getBoundingClientRect().bottom : 0;
+  const words = all.filter((n) => n.checkVisibility() && n.getBoundingClientRect().top >= under)
+    .flatMap((n) => [...n.childNodes].filter((c) => c.nodeType === 3).map((c) => c.textContent.trim())).join(" ");"""
 # Every visible control gets a number; `FOCUSED` is that of the one with the focus.
 CONTROLS = f"""() => {{ {WALK}
   const seen = all.filter((n) => /^(BUTTON|SELECT|INPUT|TEXTAREA)$|^CANVAS$/.test(n.tagName) && n.checkVisibility()
@@ -81,12 +101,16 @@ def url(tmp_path_factory):
     (home / "plain.py").write_text(PLAIN)
     chromium.rewind("record", "--out", "plain-script", "plain.py", cwd=home)
     small = {"features": 4, "steps": 3, "seal": False}
+    (home / "tokens.py").write_text(TOKENS)
+    chromium.rewind("record", "--detail", "full", "--out", "tokens", "tokens.py", cwd=home)
+    make_trace(home / "odd" / "killed", **{**small, "steps": 9}, inputs=64, close=False)
+    make_trace(home / "odd" / "no-steps", **{**small, "steps": 0}, inputs=64)
     make_trace(home / "odd" / "plain", **small, inputs=5, weights=False, captures=False)
     make_trace(home / "odd" / "one-step", **{**small, "steps": 1}, inputs=64, nan_at=0)
     make_trace(home / "odd" / "no-weights", **small, inputs=64, weights=False)
     make_trace(home / "odd" / "hole", **{**small, "seal": True}, inputs=64)
     (home / "odd" / "hole" / "tensors.zarr" / "captures" / "bcl" / "win_rate" / "c" / "0" / "0").unlink()
-    with chromium.app(home / "demo", home / "plain-script", home / "odd") as address:
+    with chromium.app(*(home / n for n in ("demo", "plain-script", "tokens", "odd"))) as address:
         yield address
 
 
@@ -304,12 +328,36 @@ def test_what_is_shown_is_downloaded(open_page):
     assert (lines[0][:23], len(lines)) == ("feature,status,win_rate", 65)
 
 
-@pytest.mark.parametrize("run", ["plain", "one-step", "no-weights"])
+@pytest.mark.parametrize("run", ["plain", "one-step", "no-weights", "killed", "tokens"])
 def test_traces_that_lack_things_say_so(open_page, run):
     page = open_page(f"run={run}")
     for tab in MARKS:
         page.tab(tab)
+        if run in ("killed", "tokens"):
+            page.page.wait_for_function(f"() => {{ {SAID} return words.length > 40; }}")  # No tab is a blank.
     assert page.page.locator("[role=status].problem:visible").count() == 0
+
+
+def test_a_trace_without_steps_says_so(open_page):
+    page = open_page("run=no-steps")
+    page.page.get_by_text("This trace has no steps yet").wait_for()
+
+
+def test_a_killed_run_is_crashed_and_not_live(open_page):  # S2.1
+    page = open_page("run=killed&tab=features")
+    page.page.locator("[data-status=crashed]").wait_for(state="attached")
+    assert "step=" in page.page.url
+
+
+def test_tokens_words_and_bfloat16_are_shown(open_page):
+    page = open_page("run=tokens&step=2&tab=batch")
+    page.page.get_by_text("a sentence, number 8").first.wait_for()
+    page.tab("metrics")
+    for heading in ("train (1)", "val (1)"):
+        page.page.get_by_role("button", name=heading).wait_for()
+    page.page.get_by_role("button", name="train (1)").click()
+    page.page.wait_for_url(re.compile("metrics.folded=train"))
+    assert page.page.get_by_role("button", name="train (1)").get_attribute("aria-expanded") == "false"
 
 
 def test_a_missing_chunk_is_named_and_the_rest_is_shown(open_page):
