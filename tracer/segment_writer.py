@@ -39,7 +39,8 @@ if TYPE_CHECKING:
 
 _GROUP_BYTES = 4 << 20
 _FOLD_RECORDS = 256
-"""The rows of so many records are made at a time while the tail grows."""
+_FOLD_BYTES = 64 << 20
+"""The rows of so many records are made at a time while the tail grows, and about so many bytes of them held."""
 
 
 class SegmentWriter:
@@ -81,7 +82,8 @@ class SegmentWriter:
             # Until its step is over a state may be captured again.
             if state in self.segment.steps and state not in self._frames:
                 self._keyframe_ahead(state)
-        if len(self._records) - self._folded >= _FOLD_RECORDS:
+        held = sum(table.nbytes for table in self._pieces["replay"])
+        if len(self._records) - self._folded >= _FOLD_RECORDS and held < _FOLD_BYTES:
             self._fold()
 
     def seal(self) -> None:
