@@ -10,7 +10,7 @@ from pathlib import Path
 
 import click
 
-from apps.trust import check, trust_all
+from apps.trust import check
 from tracer.errors import UsageError
 
 
@@ -43,9 +43,10 @@ def app(traces: tuple[Path, ...], *, port: int, address: str, redraw: float, no_
     without it nobody gets in. Ends with Ctrl-C. A run that goes on is followed, and can be paused and stepped.
     """
     from apps.app import serve, show
+    from tracer import origin
 
     if trust:
-        trust_all()
+        origin.allow_all()
     try:
         served = serve(traces or (Path("runs"),), port=port, address=address, redraw=redraw)
     except OSError as error:

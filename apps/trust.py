@@ -5,9 +5,9 @@ Room: apps. May touch: reads trace.json of the trace it is given.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import socket
-import threading
 from pathlib import Path  # noqa: TC003 -- click reads the annotations
 from typing import TYPE_CHECKING, Any
 
@@ -16,13 +16,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-
-_all = threading.Event()
-
-
-def trust_all() -> None:
-    """From here on this process may run the program of any trace it is given: `rewind app --trust`."""
-    _all.set()
+_MOST_PARENTS = 100
 
 
 def check(trace: Path, *, trust: bool = False, how: str = "say --trust") -> None:
@@ -34,7 +28,9 @@ def check(trace: Path, *, trust: bool = False, how: str = "say --trust") -> None
     from tracer.errors import UsageError
 
     facts = manifest.read(trace)
-    if trust or _all.is_set() or origin.is_ours(facts):
+    if trust:
+        origin.allow(*_with_parents(trace))
+    if origin.may_run(trace, facts):
         return
     foreign = sorted({session.host for session in facts.sessions} - {socket.gethostname()})
     whose = f"was recorded on {', '.join(foreign)}" if foreign else "lacks the mark of one that you recorded here"
@@ -43,6 +39,19 @@ def check(trace: Path, *, trust: bool = False, how: str = "say --trust") -> None
         f"{trace} {whose}, and this runs its program, {program}: look at {trace}/source, then {how}",
         path=trace,
     )
+
+
+def _with_parents(trace: Path) -> list[Path]:
+    """The trace, the one it branched off, and so on: a state of a branch may be its parent's."""
+    from tracer import manifest
+    from tracer.branched import find_parent
+    from tracer.errors import RewindError
+
+    found = [trace]
+    with contextlib.suppress(RewindError):
+        while (parent := manifest.read(found[-1]).parent) is not None and len(found) < _MOST_PARENTS:
+            found.append(find_parent(found[-1], parent))
+    return found
 
 
 def asks_first(verb: Callable[..., Any]) -> Callable[..., Any]:

@@ -15,6 +15,7 @@ import json
 import os
 import secrets
 import stat
+import threading
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,25 @@ def is_ours(facts: Manifest) -> bool:
     """Whether `facts` bear this user's mark, and nothing of what a replay executes was changed since."""
     mark = _mark(facts, _key()) if isinstance(facts.origin, str) else None
     return mark is not None and hmac.compare_digest(mark.encode(), str(facts.origin).encode())
+
+
+_allowed: set[str] = set()
+_all = threading.Event()
+
+
+def allow(*traces: Path) -> None:
+    """From here on this process may run the programs of `traces`: its user said so."""
+    _allowed.update(str(trace.resolve()) for trace in traces)
+
+
+def allow_all() -> None:
+    """From here on this process may run the program of any trace: its user said so."""
+    _all.set()
+
+
+def may_run(trace: Path, facts: Manifest) -> bool:
+    """Whether the program of `trace`, which has these facts, may be run without asking."""
+    return _all.is_set() or str(trace.resolve()) in _allowed or is_ours(facts)
 
 
 def _mark(facts: Manifest, key: bytes | None) -> str | None:

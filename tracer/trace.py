@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tracer import ahead, manifest, stored
+from tracer import ahead, manifest, origin, stored
 from tracer.captures import Captures
 from tracer.chain import Chain
 from tracer.damage import structural
-from tracer.errors import MissingDataError, StepError
+from tracer.errors import MissingDataError, StepError, UsageError
 from tracer.index import Index
 from tracer.late import Late
 from tracer.progress import read as read_progress
@@ -131,8 +131,8 @@ class Trace:
         """Return state `k`: tensors by the names of `state_dict()`.
 
         Stored ones are read, others re-executed (through the entry point group `rewind.reexecute`): that runs the
-        recorded program, so of a trace that somebody else recorded look at its source/ first, or ask `has_state(k)`.
-        Raise StepError, DamageError, and what re-execution raises.
+        recorded program, so it is refused of a trace that somebody else recorded (`tracer.origin`). Raise StepError,
+        DamageError, UsageError, and what re-execution raises.
         """
         segment = self._chain.with_state(k)
         if segment is None:
@@ -141,6 +141,13 @@ class Trace:
         return stored.State(k, self.fingerprint(k), stored.unpack(layout, words))
 
     def _reexecute(self, k: int) -> State:
+        if not origin.may_run(self.path, self.manifest):
+            raise UsageError(
+                f"{self.path}: state {k} was not stored, and to re-execute it runs the program of a trace that lacks the mark "
+                "of one that you recorded here: look at its source/, then seek it with replay.Session",
+                step=k,
+                path=self.path,
+            )
         engines = list(entry_points(group="rewind.reexecute"))
         if not engines:
             raise MissingDataError(f"{self.path}: state {k} was not stored, and nothing can re-execute it", step=k)

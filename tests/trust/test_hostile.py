@@ -307,16 +307,16 @@ def as_if_from_elsewhere(path):
 
 def test_the_app_runs_no_stranger_s_program_unless_it_is_told_to(unsealed, tmp_path, monkeypatch):
     """The tab Replay and the export of a state that is not stored ask as the verbs do. # C3"""
-    from apps import trust
     from apps.cli import run
     from apps.views import replay as tab
+    from tracer import origin
 
     path = tmp_path / "t"
     with tracer.record(path, weights=False):
         train(epochs=1)
     as_if_from_elsewhere(path)
     started = []
-    monkeypatch.setattr(trust, "_all", threading.Event())
+    monkeypatch.setattr(origin, "_all", threading.Event())
     monkeypatch.setattr(tab.replay, "Session", lambda *a, **k: started.append(a))
     monkeypatch.setattr(tab, "rerun", lambda session, k: None)
     view = tab.ReplayView.__new__(tab.ReplayView)
@@ -327,6 +327,6 @@ def test_the_app_runs_no_stranger_s_program_unless_it_is_told_to(unsealed, tmp_p
             view._work(chosen, 1)
         assert run(["export", str(path), "--state", "3", "--out", str(tmp_path / "w.npz")]) == 2
         assert not started
-        trust.trust_all()
+        origin.allow_all()
         view._work(chosen, 1)
     assert len(started) == 1

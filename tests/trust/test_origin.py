@@ -14,7 +14,7 @@ import pytest
 
 import tracer
 from apps import trust
-from replay import branch
+from replay import Session, branch
 from tests.tracer.training import train, train_without_loader
 from tracer import manifest, origin, segments
 from tracer.errors import UsageError
@@ -179,6 +179,26 @@ class TestKey:
             train(epochs=1)
         assert manifest.read(tmp_path / "t").origin is None
         assert asks(tmp_path / "t")
+
+
+def test_a_state_that_was_not_stored_does_not_run_a_stranger_s_program(unsealed, tmp_path):
+    with tracer.record(tmp_path / "t", weights=False):
+        model = train(epochs=1)
+    branch(tmp_path / "t", tmp_path / "b", at=3, program=lambda: train(epochs=1))
+    for path in (tmp_path / "t", tmp_path / "b"):
+        edit(path, lambda raw: raw.update(origin=None))
+        with (
+            tracer.open_trace(path) as trace,
+            pytest.raises(UsageError, match=r"state 2 was not stored.*replay\.Session"),
+        ):
+            trace.state(2)
+    # To seek it by name is to say that it may run; so is --trust, for the run that it branched off, too.
+    with Session(tmp_path / "t", program=lambda: train(epochs=1)) as session:
+        assert session.seek(5).state["weight"].equal(model.weight.detach())
+    trust.check(tmp_path / "b", trust=True)
+    for path in (tmp_path / "t", tmp_path / "b"):
+        assert origin.may_run(path, manifest.read(path))
+    assert not origin.may_run(tmp_path / "other", manifest.read(path))
 
 
 def test_the_mark_rests_on_every_fact_that_is_run(run):
