@@ -191,7 +191,7 @@ def _meanwhile(trace: Trace | None, session: int, begun: float) -> tuple[float, 
     if trace is None or session >= len(trace.manifest.sessions):
         return None
     facts = trace.manifest.sessions[session]
-    ended = facts.ended or os.path.getmtime(trace.path / "files" / f"{session:03d}.jsonl")
+    ended = facts.ended or os.path.getmtime(files.log_file(trace.path, session))
     return begun - _SLACK, facts.started, ended + _SLACK
 
 

@@ -18,12 +18,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tracer.errors import UsageError
+from tracer.sections import WHOLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_WHOLE = 2**53
-"""Every whole number up to this one is a float."""
 
 
 @dataclass(frozen=True)
@@ -160,11 +158,11 @@ def _number_or_array(key: str, value: Any) -> Any:
 
 
 def _float(key: str, value: float) -> float:
-    if isinstance(value, int) and abs(value) > _WHOLE:
+    if isinstance(value, int) and abs(value) > WHOLE:
         raise UsageError(f"{key!r} is {value}, which no float holds: return it as an array, [{value}]")
     return float(value)
 
 
 def beyond_floats(array: Any) -> bool:
     """Whether a NumPy array has whole numbers that no float64 holds."""
-    return array.dtype.kind in "iu" and array.size > 0 and bool((array > _WHOLE).any() or (array < -_WHOLE).any())
+    return array.dtype.kind in "iu" and array.size > 0 and bool((array > WHOLE).any() or (array < -WHOLE).any())

@@ -154,10 +154,14 @@ def add_verdicts(path: Path, fresh: pa.Table, earlier: pa.Table | None = None, i
 
 def missing(path: Path) -> list[str]:
     """What trace.json lists of later findings and is not there, a line each: which file, and what is lost with it."""
+    return [line for name in _gone(path) for line in _losses(path / name)]
+
+
+def _gone(path: Path) -> list[str]:
     gone = [name for name in manifest.read(path).addenda if not _is_whole(path / name)]
     # What was taken together into one file is not listed any more, and then goes.
     still = set(manifest.read(path).addenda) if gone else set()
-    return [line for name in gone if name in still for line in _losses(path / name)]
+    return [name for name in gone if name in still]
 
 
 def _is_whole(file: Path) -> bool:
@@ -178,10 +182,10 @@ def _losses(file: Path) -> Iterable[str]:
 
 def forget_missing(path: Path) -> list[str]:
     """List what is gone no more; return a line for each of these files."""
-    found = missing(path)
-    if found:
-        gone = {name for name in manifest.read(path).addenda if not _is_whole(path / name)}
-        _list(path, set(), gone)
+    gone = _gone(path)
+    found = [line for name in gone for line in _losses(path / name)]
+    if gone:
+        _list(path, set(), set(gone))
     return found
 
 

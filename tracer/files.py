@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
 import os
+import shutil
 import sys
 import threading
 import time
@@ -39,7 +41,6 @@ _NEITHER = ("/dev/", "/proc/", "/sys/")
 _CODE = (".py", ".pyc", ".so", ".pth")
 _LIBRARIES = f"{os.sep}site-packages{os.sep}"
 _OURS = f"{os.sep}.local{os.sep}state{os.sep}rewind{os.sep}"
-_CHUNK = 1 << 20
 
 Event = list[Any]
 
@@ -51,7 +52,7 @@ class FileLog:
         """Nothing is written before there is something to say."""
         self._folder = os.path.join(trace, "files")
         self._own = str(trace)
-        self._name = f"{session:03d}.jsonl"
+        self._log, self._typed = str(log_file(trace, session)), str(stdin_file(trace, session))
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._inside = threading.local()
@@ -150,7 +151,7 @@ class FileLog:
         with self._lock, contextlib.suppress(OSError):
             self._heard += len(data)
             self._say("i", "", was=True, content=[len(data), xxhash.xxh3_64_hexdigest(data)])
-            with open(os.path.join(self._folder, self._name.replace(".jsonl", ".stdin")), "ab") as file:
+            with open(self._typed, "ab") as file:
                 file.write(data)
 
     # -- keeping ---------------------------------------------------------------------------------------------------------
@@ -177,14 +178,11 @@ class FileLog:
         place = os.path.join(self._folder, digest)
         if not os.path.exists(place):
             os.makedirs(self._folder, exist_ok=True)
-            free = os.statvfs(self._folder)
-            if free.f_bavail * free.f_frsize < 4 * size:
+            if shutil.disk_usage(self._folder).free < 4 * size:
                 return None
             self._kept += size
             temporary = f"{place}.{os.getpid()}"
-            with open(full, "rb") as source, open(temporary, "wb") as target:
-                while data := source.read(_CHUNK):
-                    target.write(data)
+            shutil.copyfile(full, temporary)
             os.replace(temporary, place)
         return digest
 
@@ -197,10 +195,10 @@ class FileLog:
     def _append(self, event: Event) -> None:
         if self._file is None:
             os.makedirs(self._folder, exist_ok=True)
-            self._file = open(os.path.join(self._folder, self._name), "wb", buffering=0)  # noqa: SIM115  it stays open
+            self._file = open(self._log, "wb", buffering=0)  # noqa: SIM115  it stays open
             self._file.write(_line(["begin", time.time()]))
             with contextlib.suppress(OSError):
-                os.remove(os.path.join(self._folder, self._name.replace(".jsonl", ".stdin")))
+                os.remove(self._typed)
         self._file.write(_line(event))
 
     def close(self) -> None:
@@ -226,11 +224,8 @@ def _facts(path: str) -> os.stat_result | None:
 
 
 def _digest(path: str) -> str:
-    found = xxhash.xxh3_128()
     with open(path, "rb") as file:
-        while data := file.read(_CHUNK):
-            found.update(data)
-    return found.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
 
 
 def _line(event: Event) -> bytes:
@@ -309,7 +304,7 @@ def events(trace: Path, session: int) -> tuple[float | None, list[Event], dict[s
     begun, found, last = None, [], None
     with (
         contextlib.suppress(OSError, ValueError, IndexError),
-        open(trace / "files" / f"{session:03d}.jsonl", "rb") as file,
+        open(log_file(trace, session), "rb") as file,
     ):
         for line in file:
             text, _, digest = line.rstrip(b"\n").rpartition(b"\t")
@@ -323,6 +318,11 @@ def events(trace: Path, session: int) -> tuple[float | None, list[Event], dict[s
             else:
                 found.append(event)
     return begun, found, last
+
+
+def log_file(trace: Path, session: int) -> Path:
+    """Where a session's log is."""
+    return trace / "files" / f"{session:03d}.jsonl"
 
 
 def stdin_file(trace: Path, session: int) -> Path:

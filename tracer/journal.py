@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -97,10 +98,9 @@ class Journal:
     def room(self) -> int:
         """The bytes that are free on the disk; none where it cannot be asked."""
         try:
-            disk = os.statvfs(self._path)
+            return shutil.disk_usage(self._path).free
         except OSError:
             return 0
-        return disk.f_bavail * disk.f_frsize
 
     def seldom(self) -> None:
         """The states that follow come no longer with each step: files get as long as without them."""

@@ -7,6 +7,7 @@ Room: tracer. May touch: reads the file it is given.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -19,8 +20,6 @@ from tracer.shard import MOST_BYTES
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
-
-_BLOCK = 1 << 20
 
 
 class ParquetFile:
@@ -83,8 +82,5 @@ def _claimed(group: pq.RowGroupMetaData) -> int:
 
 
 def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_64()
     with open(path, "rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, xxhash.xxh3_64).hexdigest()

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tracer.batches import Draft, EncodedBatch
     from tracer.keyframe import Keyframe
 
-_WHOLE = 2**53
+WHOLE = 2**53
 """Every whole number up to this one is a float."""
 Section = tuple[str, Sequence[Buffer], str | None]
 
@@ -111,7 +111,7 @@ def scalar(value: Any) -> float | torch.Tensor:
     plain = value.item() if isinstance(value, (torch.Tensor, np.ndarray, np.generic)) else value
     if plain is None:
         return math.nan
-    if isinstance(plain, complex) or (isinstance(plain, int) and not -_WHOLE <= plain <= _WHOLE):
+    if isinstance(plain, complex) or (isinstance(plain, int) and not -WHOLE <= plain <= WHOLE):
         return value.detach().reshape(1) if isinstance(value, torch.Tensor) else _of_one(plain)
     return float(plain)
 
