@@ -94,11 +94,11 @@ class Chain:
             if isinstance(segment, SealedSegment) or segment.begin:
                 by_session.setdefault(segment.session, []).append(segment)
         starts = {s.session: s.first_step for s in self.manifest.sessions}
-        for gone in self._ended() - by_session.keys():
+        for gone in (self._ended() | self._unreadable() & starts.keys()) - by_session.keys():
             by_session[gone] = []
         found = [(s, starts[s] if s in starts else own[0].first_step, own) for s, own in sorted(by_session.items())]
         # A session that passed no step has superseded nothing; where there is no other, its first state is the trace's.
-        self._sessions = [each for each in found if self._has_superseded(each[0], each[2])] or found[-1:]
+        self._sessions = [each for each in found if self._has_superseded(*each)] or found[-1:]
         planned = self.manifest.sessions[0].first_step if self.manifest.sessions else 0
         self.first_step = min((first for _, first, _ in self._sessions), default=planned)
         self.end = self.first_step
@@ -115,10 +115,15 @@ class Chain:
         """The sessions that ended by their own word: these have passed a step."""
         return {s.session for s in self.manifest.sessions if s.status not in ("running", "crashed")}
 
-    def _has_superseded(self, session: int, own: list[Segment]) -> bool:
-        """Whether it passed a step; one that ended, and whose end is not there, did: what it wrote is lost, not undone."""
+    def _unreadable(self) -> set[int]:
+        """The sessions of which a tail is damaged where it begins: which steps they passed nobody knows."""
+        return {tail.session for tail in self.open.values() if tail.damage is not None and not tail.begin}
+
+    def _has_superseded(self, session: int, first: int, own: list[Segment]) -> bool:
+        """Whether it passed a step. One that began a segment further on did, and one that ended, and whose end is not there:
+        what it wrote is lost, not undone. Of what cannot be read that is assumed."""
         # The first with a step and the last say it mostly: the commits between need not be read for it.
-        if any(segment.steps.runs for segment in own):
+        if any(segment.steps.runs or segment.first_step > first for segment in own) or session in self._unreadable():
             return True
         return session in self._ended() and not any(segment.closed for segment in own)
 

@@ -78,6 +78,10 @@ def _session(chain: Chain, facts: SessionFacts, own: list[Segment]) -> Iterator[
                 yield f"{name}: steps {last + 1} to {first - 1} are missing"
         if held and held[0].steps.runs[0][0] > facts.first_step:
             yield f"{name}: steps {facts.first_step} to {held[0].steps.runs[0][0] - 1} are missing"
+        passed = held[-1].steps.runs[-1][1] + 1 if held else facts.first_step
+        begun = max((segment.first_step for segment in own), default=0)
+        if begun > passed:
+            yield f"{name}: steps {passed} to {begun - 1} are missing"
         yield from _end(name, facts, own, held)
     except DamageError as error:
         yield str(error)

@@ -5,17 +5,24 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from typing import TYPE_CHECKING
 
 import duckdb
 import numpy as np
 import torch
 
+from tests.tracer.synthetic import MATRICES, VECTORS
 from tracer import listing, open_trace
+from tracer.damage import damages
 from tracer.errors import RewindError
 from tracer.index import worded
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 VIEWS = ("steps", "all_steps", "metrics", "features", "captures", "keyframes", "sessions", "epochs", "events")
 DAMAGED = "damaged"
+TRUE_STEPS = 20
 
 
 def digest(value) -> str:
@@ -67,8 +74,20 @@ def _plain(value):
     return str(value)
 
 
-def survey(path) -> dict[str, object]:
-    """Every answer: {question: digest, or damage}, and rows as sets."""
+PARTS = ("steps", "views", "listed", "sums")
+"""What can be asked by itself; `sums` is `rewind verify --checksums`."""
+KEYS = [f"bcl/{name}" for name in (*VECTORS, *MATRICES, "image_coverage")]
+
+
+def part_of(question: str) -> str | None:
+    """The part that a question belongs to; None of one that is asked with each."""
+    if question in ("open", "damage"):
+        return None
+    return "views" if question.startswith("view ") else question if question in PARTS else "steps"
+
+
+def survey(path, parts: Iterable[str] = PARTS, steps: int = TRUE_STEPS) -> dict[str, object]:
+    """Every answer of these parts, of a trace of so many steps: {question: digest, or damage}, and rows as sets."""
     answers: dict[str, object] = {}
     try:
         trace = open_trace(path)
@@ -76,35 +95,46 @@ def survey(path) -> dict[str, object]:
         return {"open": f"{DAMAGED}: {error}"}
     with trace:
         answers["open"] = "opened"
-        _steps(trace, answers)
-        for view in VIEWS:
-            try:
-                answers[f"view {view}"] = rows_of(trace, view)
-            except RewindError as error:
-                answers[f"view {view}"] = f"{DAMAGED}: {error}"
-            except duckdb.Error as error:
-                # index.duckdb has sums of its own, which DuckDB checks when the rows are read.
-                answers[f"view {view}"] = (
-                    f"{DAMAGED}: {worded(error, path)}" if "index.duckdb" in str(worded(error, path)) else repr(error)
-                )
+        if "steps" in parts:
+            _steps(trace, answers, steps)
+        for view in VIEWS if "views" in parts else ():
+            answers[f"view {view}"] = _view(trace, view)
         answers["damage"] = list(trace.damage())
-    answers["listed"] = ask(lambda: [{k: v for k, v in f.items() if k != "bytes"} for f in listing.ls(path)])
+    if "listed" in parts:
+        answers["listed"] = ask(lambda: [{k: v for k, v in f.items() if k != "bytes"} for f in listing.ls(path)])
+    if "sums" in parts:
+        try:
+            answers["sums"] = damages(path)
+        except RewindError as error:
+            answers["sums"] = [f"{DAMAGED}: {error}"]
     return answers
 
 
-def _steps(trace, answers) -> None:
-    for number in range(TRUE_STEPS + 1):
+def _view(trace, view: str) -> set[str] | str:
+    try:
+        return rows_of(trace, view)
+    except RewindError as error:
+        return f"{DAMAGED}: {error}"
+    except duckdb.Error as error:
+        # index.duckdb has sums of its own, which DuckDB checks when the rows are read.
+        said = str(worded(error, trace.path))
+        return f"{DAMAGED}: {said}" if "index.duckdb" in said else repr(error)
+
+
+def _steps(trace, answers, steps: int) -> None:
+    for number in range(steps + 1):
         answers[f"state {number}"] = ask(lambda k=number: dict(trace.state(k)) if trace.has_state(k) else "none")
         answers[f"fingerprint {number}"] = ask(lambda k=number: trace.fingerprint(k))
         answers[f"keyframe {number}"] = ask(lambda k=number: _keyframe(trace, k))
-    for number in range(TRUE_STEPS):
+    for number in range(steps):
         answers[f"record {number}"] = ask(lambda k=number: trace.record(k))
         answers[f"batch {number}"] = ask(lambda k=number: trace.batch(k))
         answers[f"grads {number}"] = ask(lambda k=number: trace.grads(k))
         for key in ("bcl/win_rate", "bcl/som_targets", "bcl/image_coverage"):
             answers[f"capture {key} {number}"] = ask(lambda k=number, key=key: trace.captures[key][k])
         answers[f"late {number}"] = ask(lambda k=number: _late(trace, k))
-    answers["series"] = ask(lambda: trace.captures["bcl/win_rate"].read())
+    for key in KEYS:
+        answers[f"series {key}"] = ask(lambda key=key: trace.captures[key].read())
     answers["weights"] = ask(lambda: trace.weights("encoder.weight", rows=1))
 
 
@@ -117,6 +147,3 @@ def _keyframe(trace, k):
         return "none"
     tree, read = trace.keyframe(k)
     return [tree, *(read(i) for i in range(3))]
-
-
-TRUE_STEPS = 20
