@@ -124,9 +124,7 @@ def state_columns(trace: Trace, k: int) -> dict[str, NDArray[Any]]:
 
 
 def _whole(values: Any) -> NDArray[Any]:
-    """NULL as NaN, or as None where the column is no number."""
-    if not isinstance(values, np.ma.MaskedArray):
+    """NULL as None: it is no NaN. NPZ, which has no NULL, gets NaN among numbers."""
+    if not np.ma.getmaskarray(values).any():
         return np.asarray(values)
-    if values.dtype.kind in "iufb":
-        return values.astype(np.float64).filled(np.nan)
-    return np.where(np.ma.getmaskarray(values), None, values.data.astype(object))
+    return np.where(np.ma.getmaskarray(values), None, np.ma.getdata(values).astype(object))

@@ -115,6 +115,11 @@ class Scalars:
         """Which steps have a value of this scalar, be it NaN, bool [T]: a program need not log it at every step."""
         return ~np.ma.getmaskarray(self._columns[name])
 
+    def table(self) -> dict[str, NDArray[Any]]:
+        """Every scalar, a column each, [T]: None where a step gave none, which is no NaN."""
+        there = {name: self.given(name) for name in self.scalars}
+        return {n: v if there[n].all() else np.where(there[n], v.astype(object), None) for n, v in self.scalars.items()}
+
     @property
     def series_names(self) -> list[str]:
         """The scalars worth a chart: those that are no bookkeeping and have a value somewhere."""

@@ -19,7 +19,7 @@ from apps.views import figures
 from apps.views.groups import AUTO, folded, grouped, toggled
 from apps.views.options import Options
 from apps.views.parting import Parting
-from apps.views.series import AXES, POINTS, Series, bad_data, line_data, smoothed, x_values
+from apps.views.series import AXES, POINTS, Series, bad_data, dotted, line_data, smoothed, x_values
 from tracer.errors import RewindError
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class MetricsView:
 
     def export(self) -> dict[str, NDArray[Any]]:
         """All scalars of the run, a column each."""
-        return self._host.run.scalars
+        return self._host.run.table()
 
     def python(self) -> str:
         """How a notebook gets the same."""
@@ -270,8 +270,8 @@ class MetricsView:
         raw = plot.line("x", "y", source=line.source, **look)
         if smooth:
             plot.line("x", "smooth", source=line.source, color=hue, line_width=2)
-        if (np.isfinite(whole.values).sum()) == 1:
-            plot.scatter("x", "y", source=line.source, color=hue, size=7)
+        if dotted(whole, len(run.scalars["step"])):
+            plot.scatter("x", "y", source=line.source, color=hue, size=5)
         self._marks(plot, bad_data(whole))
         self._refine(plot, line)
         return raw
@@ -293,8 +293,9 @@ class MetricsView:
         amount = self._smooth
 
         def whole() -> Series:
-            values = run.scalars[name]
-            return Series(self._x(run), run.scalars["step"], values, smoothed(values, amount))
+            there = run.given(name)
+            values = run.scalars[name][there]
+            return Series(self._x(run)[there], run.scalars["step"][there], values, smoothed(values, amount))
 
         return self._once((run, name, amount), whole)
 
@@ -334,7 +335,7 @@ def _outline(run: Recorded) -> tuple[Any, ...]:
     names, scalars = run.series_names, run.scalars
     finite = [int(np.isfinite(scalars[name]).sum()) for name in names]
     lone = tuple(count == 1 for count in finite)
-    return (*names, *lone, sum(len(scalars[name]) for name in names) - sum(finite))
+    return (*names, *lone, sum(int(run.given(name).sum()) for name in names) - sum(finite))
 
 
 def _in_rows(plots: list[Figure]) -> Any:

@@ -20,7 +20,7 @@ AXES: Final = {"step": "step", "epoch": "epoch", "samples": "samples seen", "tim
 
 @dataclass(frozen=True)
 class Series:
-    """A scalar of a run, whole: [T] each. `smooth` is `values` where nothing is smoothed."""
+    """A scalar at the steps that gave one, be it NaN: [n] each. `smooth` is `values` where nothing is smoothed."""
 
     x: NDArray[np.float64]
     steps: NDArray[np.float64]
@@ -69,6 +69,11 @@ def line_data(series: Series, *, log: bool) -> dict[str, NDArray[Any]]:
     if log:
         y, smooth = figures.positive(y), figures.positive(smooth)
     return {"x": series.x[chosen], "y": y, "smooth": smooth, "step": series.steps[chosen]}
+
+
+def dotted(series: Series, steps: int) -> bool:
+    """Whether its points are marked: few of the run's `steps` gave one, and the line between them was not logged."""
+    return 0 < np.isfinite(series.values).sum() <= min(300, max(1, steps // 2))
 
 
 def bad_data(series: Series) -> dict[str, Any]:

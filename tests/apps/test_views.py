@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pyarrow import parquet
 
 from analysis.similarity import OffDiagonal
 from apps import exports, frame, normalize
@@ -30,7 +32,7 @@ from apps.views.metrics import ALL, FAMILY
 from apps.views.over_steps import grid, sampled, spread
 from apps.views.parting import distance_data, tensors_of, words_of
 from apps.views.scales import scale
-from apps.views.series import Series, bad_data, line_data, smoothed, x_values
+from apps.views.series import Series, bad_data, dotted, line_data, smoothed, x_values
 from apps.views.sql import answer, answer_frame, drawable, examples
 from apps.views.trajectories import INITIAL, parse_watched, series
 from replay.diff import Diff, TensorGap
@@ -395,6 +397,33 @@ def test_only_what_is_unfolded_is_drawn_and_a_run_has_one_colour_in_all(tmp_path
     assert viewer.selection.setting("metrics.folded") == "hindsight"
     view._fold("hindsight")
     assert len(view._plots) == drawn
+
+
+def test_a_step_without_a_value_is_no_nan(tmp_path):  # S1.2
+    """What is logged now and then is a line between its points; only a NaN that was logged is marked, and exported as one."""
+    make_trace(tmp_path / "a", 20, 3, 8, captures=False)
+    rows = [(3, "drift", 1.0), (8, "drift", float("nan")), (15, "drift", 2.0)]
+    addenda.write_hindsight(tmp_path / "a", "drift", "ab", rows)
+    viewer = Viewer(Runs([tmp_path / "a"]), "tab=metrics")
+    viewer.show()
+    view = viewer._view("metrics")
+    series = view._series(viewer.run, "drift")
+    assert series.steps.tolist() == [3, 8, 15]
+    assert (bad_data(series)["x"].tolist(), dotted(series, 20)) == ([8], True)
+    assert not dotted(view._series(viewer.run, "loss"), 20)
+    drift = view.export()["drift"]
+    assert [k for k, v in enumerate(drift) if v is not None] == [3, 8, 15]
+    lines = exports.encode({"drift": drift}, "csv").decode().splitlines()
+    assert (lines[3], lines[4], lines[9]) == ('""', "1.0", "nan")
+    found = parquet.read_table(io.BytesIO(exports.encode({"drift": drift}, "parquet")))["drift"]
+    assert (found.null_count, found[3].as_py(), np.isnan(found[8].as_py())) == (17, 1.0, True)
+
+
+def test_null_in_a_view_is_exported_as_nothing(tmp_path):  # S1.2
+    run, _ = recorded(tmp_path / "killed", steps=3, close=False)
+    found = exports.view_columns(run.trace, "sessions")
+    assert found["ended"].tolist() == [None], "no NaN"
+    assert found["session"].dtype.kind == "i"
 
 
 def test_a_copy_that_has_had_nothing_to_do_is_closed(tmp_path):
