@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 @click.option(
     "--weights/--no-weights", default=None, help="Weights at every step. Default: up to a million parameters."
 )
+@click.option(
+    "--batch-mb",
+    type=click.IntRange(min=0),
+    metavar="MB",
+    help="Store so much of batches that never come again (augmented at random), then how they were made. Default: 256.",
+)
 @click.option("--pause-at", type=click.IntRange(min=1), metavar="STEP", help="Wait before this step: see pause, step.")
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Flight recorder: only the last N steps in full.")
 @click.option(
@@ -56,6 +62,7 @@ def record(
     keyframe_every: int | None,
     detail: str | None,
     weights: bool | None,
+    batch_mb: int | None,
     pause_at: int | None,
     last: int | None,
     when: str | None,
@@ -84,6 +91,7 @@ def record(
         keyframe_every=keyframe_every,
         detail=detail,
         weights=weights,
+        batch_bytes=None if batch_mb is None else batch_mb << 20,
         pause_at=pause_at,
         flight=None if last is None else _flight(last, when),
     )

@@ -306,7 +306,10 @@ def _sample_ids(trace: Trace, k: int) -> np.ndarray | None:
 
 def _labels(trace: Trace, k: int) -> np.ndarray | None:
     """The whole numbers of a batch of (inputs, labels)."""
-    batch = trace.batch(k)
+    try:
+        batch = trace.batch(k)
+    except MissingDataError:
+        return None
     parts = batch if isinstance(batch, (list, tuple)) else ()
     for part in parts:
         if hasattr(part, "dtype") and str(part.dtype) == "torch.int64" and part.dim() == 1:

@@ -19,7 +19,7 @@ from analysis.trajectories import died_at
 from apps import normalize
 from apps.pictures import Batch, plain, shown_batch
 from apps.scalars import Scalars, numbers
-from tracer.errors import MissingDataError, NameUnknownError
+from tracer.errors import MissingDataError, NameUnknownError, StepError
 from tracer.trace import open_trace
 
 if TYPE_CHECKING:
@@ -95,6 +95,13 @@ class Recorded(Scalars):
             if isinstance(known, MissingDataError):
                 raise known from None
             return known
+
+    def makes_batch(self, k: int) -> bool:
+        """Whether step `k`, run again, makes the batch that was not stored."""
+        try:
+            return "made" in self.trace.record(self.check(k))
+        except (MissingDataError, StepError):
+            return False
 
     @cached_property
     def _normalize(self) -> Normalize | None:

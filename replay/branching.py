@@ -57,6 +57,7 @@ class BranchRecorder(Recorder):
         self._facts = self._prepare()
         self._steps = StepRecorder(self._open_journal, self.options, self._session)
         self._steps.boundary = boundary
+        self._steps.making.want()
         return self._steps
 
     def _environment(self) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from replay.judge import Judge
+from replay.remade import Remade
 from tracer import frames, hyperparameters, keyframe, registry, rng, values, walk
 from tracer.boundary import Boundary
 from tracer.optimizers import Optimizers, all_living
@@ -84,6 +85,7 @@ class Engine:
         self._channel, self._span = channel, span
         self._hurry, self._stay = hurry, stay
         self._judge = Judge(self.past, context)
+        self.remade = Remade(self.past)
         self._reader: registry.StateReader | None = None
         self._optimizers = Optimizers()
         self._hidden = False
@@ -105,6 +107,7 @@ class Engine:
             "state": self._on_state,
             "captures": self._on_captures,
             "grads": self._on_grads,
+            "batch": self._on_batch,
             "close": self._on_close,
         }
 
@@ -166,7 +169,17 @@ class Engine:
         found = self.registry.tensors.items() if self.registry else ()
         self._send_tensors({name: t.grad for name, t in found if t.grad is not None})
 
-    def _send_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+    def _on_batch(self, message: Message, parts: list[bytes]) -> None:
+        """Send the batch of the step that is next, made again; a program that has not run yet runs to where it can be."""
+        assert self.at is not None
+        if self.boundary.fetching is None:
+            self._target = Target(self.at, None, restored=True, kind="seek")
+            return
+        if self.remade.copy(self.at) is None:
+            self.remade.prepare(self.at, self.boundary.fetching)
+        self._send_tensors(self.remade.copy(self.at))
+
+    def _send_tensors(self, tensors: Any) -> None:
         buffers: list[bytes | memoryview] = []
         node = values.encode(tensors, buffers)
         self._channel.send({"value": node}, [bytes(b) for b in buffers])
@@ -255,7 +268,11 @@ class Engine:
         assert self.at is not None
         index = getattr(self._trip, name)
         setattr(self._trip, name, index + 1)
-        batch, state = self.past.fetched(self.at, name, index)
+        found, state = self.past.fetched(self.at, name, index)
+        return self._handed(found, state)
+
+    def _handed(self, found: Any, state: dict[str, Any] | None) -> Any:
+        batch = self.remade.real(found, self.boundary.fetching)
         if state is not None:
             rng.restore_state(state)
         return batch
@@ -267,26 +284,27 @@ class Engine:
         self._extra = 0
         record = self.past.record(self.at)
         assert record is not None
+        batch = self.remade.batch(self.at, self.boundary.fetching) if "made" in record else self._stored(record, native)
+        state = self.past.rng(self.at)
+        if state is not None:
+            rng.restore_state(state)
+        return batch
+
+    def _stored(self, record: dict[str, Any], native: Callable[[], Any]) -> Any:
+        assert self.at is not None
         template = None
         if _has_named(record["batch"]):
             before = rng.capture_state()
             template = native()
             rng.restore_state(before)
-        batch = self.past.batch(self.at, template)
-        state = self.past.rng(self.at)
-        if state is not None:
-            rng.restore_state(state)
-        return batch
+        return self.past.batch(self.at, template)
 
     def _fetch_extra(self, native: Callable[[], Any]) -> Any:
         record = self.past.record(self.at) if self._executing and self.at is not None else None
         if record is None or self._extra >= len(record.get("extras", ())):
             return native()
         index, self._extra = self._extra, self._extra + 1
-        batch, state = self.past.fetched(self.at, "extras", index)
-        if state is not None:
-            rng.restore_state(state)
-        return batch
+        return self._handed(*self.past.fetched(self.at, "extras", index))
 
     def begin(self, batch: Any, *, left: bool, iterator: Any) -> None:
         """The program has its batch."""
@@ -336,7 +354,7 @@ class Engine:
             self.at = None if self._executing else self.at
         self._fresh = self._executing = False
         self._by_loader = mode == "loader"
-        self._now, self._trip = OpenStep(), _Trip()
+        self._now, self._trip, self.remade.problem = OpenStep(), _Trip(), None
         if interrupted:
             return
         self._wait_at_end(stack, mode)
@@ -350,9 +368,7 @@ class Engine:
         if self._reader is None or layout != self._layout or self.at + 1 in self.past.keyframes:
             self._look(stack)
         self._layout = layout
-        verdict = self.verdict = self._judge.step(
-            self.at, self._reader, self.registry, self._now.loss(), self._known_problems()
-        )
+        verdict = self.verdict = self._verdict()
         self.at += 1
         if self._target.kind == "step":
             self._verdicts.append(verdict.as_dict())
@@ -363,6 +379,12 @@ class Engine:
             self._channel.send({"verdicts": self._verdicts, "at": self.at})
         elif self.at == self._target.k:
             self._reply_arrived()
+
+    def _verdict(self) -> Verdict:
+        assert self.at is not None
+        if self.remade.problem is not None:
+            return self._judge.fed_wrong(self.at, self.remade.problem)
+        return self._judge.step(self.at, self._reader, self.registry, self._now.loss(), self._known_problems())
 
     def _known_problems(self) -> list[str]:
         return self.problems + (self.sandbox.view.doubts if self.sandbox is not None else [])
@@ -409,6 +431,8 @@ class Engine:
         slots = self._look(stack)
         assert self.registry is not None
         self._rewind_files(k, tree.get("files"))
+        # Made before all else is put back: what a dataset counts, say, is then as the fetch left it.
+        self.remade.prepare(k, self.boundary.fetching if tree["inner"] else None)
         self.problems = keyframe.restore(tree, read, self.past.keyframe_layout(k), slots, self.registry)
         self.boundary.follow(self.registry.optimizers.get(tree.get("leader") or ""))
         self._judge.start()

@@ -40,9 +40,7 @@ class Judge:
         if record is None or reader is None or registry is None:
             return Verdict("unverifiable", k, detail="this step was cut short while it was recorded")
         if not self.chain:
-            return Verdict(
-                "unverifiable", k, detail=f"it starts from the state that step {self.broken_at} left, which diverged"
-            )
+            return self._unknown(k)
         tensor = self._first_difference(k, record, reader, registry, loss)
         if tensor is None:
             return Verdict("verified", k, detail="bit for bit")
@@ -50,6 +48,17 @@ class Judge:
         ulp = self._distance(k, tensor, registry, record, loss)
         cause = likely_cause(self._context, problems, self._past, k)
         return Verdict("diverged", k, tensor, ulp, cause, f"{tensor} differs" + (f" by {ulp} ULP" if ulp else ""))
+
+    def fed_wrong(self, k: int, why: str) -> Verdict:
+        """Return the verdict on step `k`, which has just run on another batch than the recorded one."""
+        if not self.chain:
+            return self._unknown(k)
+        self.chain, self.broken_at = False, k
+        return Verdict("diverged", k, "batch", None, why, "batch differs")
+
+    def _unknown(self, k: int) -> Verdict:
+        why = f"it starts from the state that step {self.broken_at} left, which diverged"
+        return Verdict("unverifiable", k, detail=why)
 
     def _first_difference(
         self, k: int, record: dict[str, Any], reader: StateReader, registry: Registry, loss: float | None

@@ -9,6 +9,7 @@ Room: replay. May touch: the program's state while the function runs.
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 import sys
 import threading
@@ -60,6 +61,7 @@ class ObservingEngine(Engine):
         self._function: Callable[[Any], Any] | None = None
         self._name = ""
         self._start: Start | None = None
+        self._batch: Any = None
         self._last = OpenStep()
         self._last_grads: dict[str, torch.Tensor] = {}
         self._layouts: dict[int, PackedLayout] = {}
@@ -84,6 +86,8 @@ class ObservingEngine(Engine):
     def _enter(self, native: Callable[[], Any]) -> Any:
         batch = super()._enter(native)
         self._remember()
+        record = self.past.record(self.at) if self._start is not None and self.at is not None else None
+        self._batch = copy.deepcopy(batch) if record is not None and "made" in record else None
         return batch
 
     def _on_look(self, message: Message, parts: list[bytes]) -> None:
@@ -211,7 +215,7 @@ class ObservingEngine(Engine):
         grads = self._last_grads or self._grads_now(lambda t: True)
         return LiveMoment(
             (k, self._last.loss()),
-            lambda: self.past.trace.batch(k),
+            lambda: self.past.trace.batch(k) if self._batch is None else self._batch,
             (lambda: start.state(k), next_state),
             (dict(self.captures), grads),
             stage.enter,

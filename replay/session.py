@@ -117,8 +117,13 @@ class Session:
 
     @property
     def batch(self) -> Any:
-        """The batch of the step that would run next."""
-        return self.trace.batch(self.position)
+        """The batch of the step that would run next; where it was not stored, made again by the program. Raise MissingDataError."""
+        if "made" not in self.trace.record(self.position):
+            return self.trace.batch(self.position)
+        self._travel(self.position)
+        found = self._ask({"do": "batch"})
+        message, parts = found if "value" in found[0] else self._ask({"do": "batch"})
+        return values.decode(message["value"], parts.__getitem__)
 
     @property
     def captures(self) -> dict[str, torch.Tensor]:

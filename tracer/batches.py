@@ -16,6 +16,7 @@ import xxhash
 from tracer import values
 
 if TYPE_CHECKING:
+    from tracer.making import Recipe
     from tracer.tail import Buffer
 
 ROW_BYTES = 256
@@ -23,6 +24,7 @@ ROW_BYTES = 256
 _PLAIN = {torch.float32, torch.float64, torch.float16, torch.uint8, torch.int64, torch.int32, torch.bool}
 """What NumPy has, too: most batches."""
 _GIVE_UP_AFTER = 4096
+_GIVE_UP_BYTES = 64 << 20
 _MAX_KNOWN = 2_000_000
 
 
@@ -32,12 +34,22 @@ class _Pool:
 
     known: dict[bytes, int] = field(default_factory=dict)
     count: int = 0
+    nbytes: int = 0
     met_again: int = 0
 
     @property
-    def useless(self) -> bool:
-        """Samples never repeat (augmented, generated or windowed data): batches are then stored as they are."""
-        return (self.count >= _GIVE_UP_AFTER and self.met_again * 20 < self.count) or self.count >= _MAX_KNOWN
+    def seldom(self) -> bool:
+        """Samples have hardly ever been met again."""
+        return self.met_again * 20 <= self.count
+
+    def useless(self, *, steady: bool) -> bool:
+        """Samples never repeat (augmented, generated or windowed data): batches are then stored as they are.
+
+        `steady`: they are known to come again with the next epoch, however long that is.
+        """
+        if self.count >= _MAX_KNOWN:
+            return True
+        return not steady and self.seldom and (self.count >= _GIVE_UP_AFTER or self.nbytes >= _GIVE_UP_BYTES)
 
 
 class _Form(NamedTuple):
@@ -63,12 +75,13 @@ class NewSamples:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """A batch as JSON; its leaves are sample ids (section ids<j>) or inline buffers."""
+    """A batch as JSON; its leaves are sample ids (section ids<j>), inline buffers, or made again from `recipe`."""
 
     node: Any
     ids: list[bytes]
     inline: list[bytes]
     size: int | None
+    recipe: Recipe | None = None
 
 
 class BatchEncoder:
@@ -79,6 +92,8 @@ class BatchEncoder:
         self._pools: dict[str, _Pool] = {}
         self._new: list[NewSamples] = []
         self._forms: dict[Any, _Form] = {}
+        self.whole = 0
+        """Bytes of what was stored, or is to be: samples met for the first time, and those that are stored with their batch."""
         for name, count in (counts or {}).items():
             self._pools[name] = _Pool(count=count)
 
@@ -92,9 +107,12 @@ class BatchEncoder:
         self._pools = {name: _Pool(count=count) for name, count in self.counts.items()}
         self._forms.clear()
 
-    def encode(self, batch: Any) -> EncodedBatch:
-        """Return `batch` (any nesting of tensors, arrays, strings, numbers) in its stored form."""
-        draft = Draft(self)
+    def encode(self, batch: Any, recipe: Recipe | None = None, *, steady: bool = False) -> EncodedBatch:
+        """Return `batch` (any nesting of tensors, arrays, strings, numbers) in its stored form.
+
+        Samples that hardly ever come again are not in it where there is a `recipe`; `steady`: see `Making.steady`.
+        """
+        draft = Draft(self, recipe, steady=steady)
         draft.add(batch)
         return draft.encoded(batch_size(batch))
 
@@ -103,18 +121,23 @@ class BatchEncoder:
         new, self._new = self._new, []
         return new
 
-    def leaf(self, value: Any, ids: list[bytes]) -> Any:
+    def leaf(self, value: Any, ids: list[bytes], *, made: bool, steady: bool) -> Any:
         """Return the node of a tensor or array whose rows are samples, its ids appended to `ids`; None if they are none."""
         rows = _rows(value)
         if rows is None:
             return None
         form = self._forms.get((value.dtype, value.shape[1:])) or self._form(value)
-        if form.pool.useless:
+        if made and form.pool.seldom:
+            return {"$": "made", "dtype": form.dtype, "shape": list(value.shape), "as": form.kind}
+        if form.pool.useless(steady=steady):
+            self.whole += rows.nbytes
             return None
         numbers, fresh = _number(form.pool, rows)
         if fresh:
             first = form.pool.count - len(fresh)
             self._new.append(NewSamples(form.name, form.dtype, form.shape, first, fresh))
+            form.pool.nbytes += len(fresh) * len(fresh[0])
+            self.whole += len(fresh) * len(fresh[0])
         ids.append(struct.pack(f"<{len(numbers)}I", *numbers))
         return {"$": "rows", "pool": form.name, "i": len(ids) - 1, "shape": list(value.shape), "as": form.kind}
 
@@ -131,9 +154,11 @@ class BatchEncoder:
 class Draft:
     """A batch that is encoded piece by piece, each as it is given: the loop may overwrite its tensors afterwards."""
 
-    def __init__(self, encoder: BatchEncoder) -> None:
-        """With `encoder`, which is told of new samples."""
+    def __init__(self, encoder: BatchEncoder, recipe: Recipe | None = None, *, steady: bool = False) -> None:
+        """With `encoder`, which is told of new samples; `recipe`, `steady`: see `BatchEncoder.encode`."""
         self._encoder = encoder
+        self._recipe, self._steady = recipe, steady
+        self._made = False
         self._nodes: list[Any] = []
         self._ids: list[bytes] = []
         self._inline: list[bytes | memoryview] = []
@@ -144,14 +169,19 @@ class Draft:
     def add(self, value: Any) -> None:
         """Encode `value` now."""
         first = len(self._inline)
-        self._nodes.append(values.encode(value, self._inline, leaf=lambda leaf: self._encoder.leaf(leaf, self._ids)))
+        self._nodes.append(values.encode(value, self._inline, leaf=self._leaf))
         for i in range(first, len(self._inline)):
             self._inline[i] = bytes(self._inline[i])
+
+    def _leaf(self, value: Any) -> Any:
+        node = self._encoder.leaf(value, self._ids, made=self._recipe is not None, steady=self._steady)
+        self._made = self._made or (node is not None and node["$"] == "made")
+        return node
 
     def encoded(self, size: int | None) -> EncodedBatch:
         """Return the batch of `size` samples: what was added, or a list of it where that was more than one piece."""
         node = self._nodes[0] if len(self._nodes) == 1 else self._nodes
-        return EncodedBatch(node, self._ids, self._inline, size)
+        return EncodedBatch(node, self._ids, self._inline, size, self._recipe if self._made else None)
 
 
 def _number(pool: _Pool, rows: np.ndarray) -> tuple[list[int], list[Buffer]]:

@@ -67,6 +67,7 @@ class Boundary:
         self._others = 0
         self._in_optimizer = False
         self.in_callback = False
+        self.fetching: Any = None
         self.open = False
         self.trained = False
         self.left = False
@@ -74,7 +75,14 @@ class Boundary:
     # -- DataLoader ---------------------------------------------------------------------------------------------------
 
     def fetch(self, iterator: Any, native: Callable[[], Any]) -> Any:
-        """A DataLoader iterator is asked for its next batch."""
+        """A DataLoader iterator is asked for its next batch; for as long as that takes it is `fetching`."""
+        outer, self.fetching = self.fetching, iterator
+        try:
+            return self._fetch(iterator, native)
+        finally:
+            self.fetching = outer
+
+    def _fetch(self, iterator: Any, native: Callable[[], Any]) -> Any:
         if self.open:
             if self._is_driver(iterator):
                 self.close()

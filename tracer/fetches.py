@@ -13,11 +13,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tracer import rng
 from tracer.batches import BatchEncoder, Draft, EncodedBatch, NewSamples, batch_size
-from tracer.sections import Section, add_ids, encode_rng
+from tracer.sections import Section, add_ids, encode_recipe, encode_rng
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tracer.making import Making
+
+WHOLE_BYTES = 256 << 20
+"""So much of batches that do not come again is stored whole, to be looked at; then how they were made."""
+MOST_OF_DISK = 0.2
+"""Batches that do come again are stored, each sample once, until they have this part of what is left of the disk."""
 Site = list[list[Any]] | None
 
 
@@ -34,7 +40,13 @@ class Fetched:
             return {"stop": True, "rng": encode_rng(sections, self.rng, prefix)}
         add_ids(sections, self.batch, prefix)
         sizes = [len(b) for b in self.batch.inline]
-        return {"batch": self.batch.node, "inline": sizes, "rng": encode_rng(sections, self.rng, prefix)}
+        fields = {"batch": self.batch.node, "inline": sizes}
+        recipe = self.batch.recipe
+        if recipe is not None:
+            fields["made"] = encode_recipe(sections, recipe, prefix)
+        # Where the batch is made again here, the generators move as they did.
+        moved = None if recipe is not None and recipe.worker is None else self.rng
+        return {**fields, "rng": encode_rng(sections, moved, prefix)}
 
 
 class Taken(NamedTuple):
@@ -75,10 +87,17 @@ class Taken(NamedTuple):
 class Fetches:
     """Keeps what is fetched from the end of one step to the end of the next."""
 
-    def __init__(self, encoder: BatchEncoder, *, keep: bool) -> None:
-        """`keep`: batches and randomness are recorded (detail replay or full)."""
+    def __init__(
+        self, encoder: BatchEncoder, *, keep: bool, making: Making, most: int | None, room: Callable[[], int]
+    ) -> None:
+        """`keep`: batches and randomness are recorded (detail replay or full).
+
+        `making` knows how batches are made; that is kept in their stead from `most` bytes on. `room`: what is left of the disk.
+        """
         self._encoder = encoder
         self._keep = keep
+        self._making = making
+        self._most, self._next_look, self._room = most, WHOLE_BYTES if most is None else most, room
         self._reader = rng.RngReader()
         self._moved: dict[str, Any] | None = None
         self._now: Fetched | None = None
@@ -104,7 +123,7 @@ class Fetches:
             raise
         moved = self._after(before)
         if extra:
-            self._extras.append(Fetched(self._encoder.encode(batch), moved))
+            self._extras.append(Fetched(self._encoded(batch), moved))
         else:
             self._moved = moved
         return batch
@@ -113,6 +132,15 @@ class Fetches:
         after = self._reader.snapshot()
         self.rng_hash = after.hash()
         return rng.capture_state() if after != before else None
+
+    def _encoded(self, batch: Any) -> EncodedBatch:
+        steady = self._making.steady
+        if self._encoder.whole >= self._next_look:
+            self._next_look = self._encoder.whole + WHOLE_BYTES
+            if self._most is not None or not steady or self._encoder.whole > MOST_OF_DISK * self._room():
+                self._making.want()
+        recipe = self._making.recipe(batch) if self._making.wanted else None
+        return self._encoder.encode(batch, recipe, steady=steady)
 
     def random_now(self) -> str:
         """The hash of the generators' state."""
@@ -123,7 +151,7 @@ class Fetches:
         self._serial += left
         self._left = self._left or left
         if self._keep:
-            encoded = self._encoder.encode(batch)
+            encoded = self._encoded(batch)
             self._now, self.size = Fetched(encoded, self._moved), encoded.size
         else:
             self.size = batch_size(batch)

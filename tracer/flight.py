@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MOST = 1 << 30
 """Bytes that may wait in memory: where N steps are more, fewer are kept, and it is said."""
-_HEAVY = ("batch", "inline", "rng", "extras", "skipped", "trailing")
+_HEAVY = ("batch", "inline", "made", "rng", "extras", "skipped", "trailing")
 _log = logging.getLogger("rewind")
 Section = tuple[str, "list[bytes]", "str | None"]
 

@@ -75,6 +75,11 @@ class Keyframe:
     digest: str
     holes: list[str]
 
+    @property
+    def nbytes(self) -> int:
+        """The bytes of its buffers."""
+        return sum(map(len, self.buffers))
+
 
 def is_large(value: Any) -> bool:
     """Whether `value` is a tensor or array that is stored only if it changes."""

@@ -36,6 +36,7 @@ def record_script(
     keyframe_every: int | None = None,
     detail: str | None = None,
     weights: bool | None = None,
+    batch_bytes: int | None = None,
     overwrite: bool = False,
     parent: Parent | None = None,
     pause_at: int | None = None,
@@ -43,6 +44,7 @@ def record_script(
 ) -> int:
     """Run a script (or, with `module`, a module) under the recorder; return its exit code.
 
+    `batch_bytes`: batches that do not come again are stored whole until they have taken so much, then how they were made.
     `pause_at`: hold before this step (but not before the first). `flight`: only the last steps in full, see
     `tracer.flight`. What it prints is printed, what it raises is shown as Python shows it. `out` defaults to
     runs/<name>-<first free number>.
@@ -50,7 +52,14 @@ def record_script(
     """
     found = program.find(target, argv, module=module)
     path = Path(out) if out is not None else free_path(Path("runs"), Path(target).stem if not module else target)
-    options = Options(every=every, detail=detail, weights=weights, keyframe_every=keyframe_every, flight=flight)
+    options = Options(
+        every=every,
+        detail=detail,
+        weights=weights,
+        keyframe_every=keyframe_every,
+        batch_bytes=batch_bytes,
+        flight=flight,
+    )
     recorder = Recorder(
         path,
         options=options,

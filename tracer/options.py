@@ -27,6 +27,8 @@ class Options:
     sample_counts: dict[str, int] = field(default_factory=dict)
     weights_by_size: bool = field(default=False, init=False)
     """Whether nobody asked for the weights of every step: they are kept for as long as there is room."""
+    batch_bytes: int | None = None
+    """Batches that do not come again are stored whole until they have taken so much, then how they were made; None: by room."""
     flight: Flight | None = None
 
     def __post_init__(self) -> None:
@@ -37,6 +39,8 @@ class Options:
             raise UsageError(f"every={self.every}: keep every N-th step, N at least 1")
         if self.keyframe_every is not None and self.keyframe_every < 1:
             raise UsageError(f"keyframe_every={self.keyframe_every}: must be at least 1")
+        if self.batch_bytes is not None and self.batch_bytes < 0:
+            raise UsageError(f"batch_bytes={self.batch_bytes}: no number of bytes")
         if self.flight is not None:
             # In memory a step is whole, and two keyframes wait among the last steps: what is written can be replayed.
             self.detail, self.weights = "full", True

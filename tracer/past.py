@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracer import stored, values
 from tracer.errors import DamageError, MissingDataError
+from tracer.making import Recipe
 from tracer.manifest import ROW_ALIGNMENT, is_source
 from tracer.packing import PackedLayout
 
@@ -53,13 +54,25 @@ class Past:
     def fetched(self, k: int, name: str, index: int) -> tuple[Any, dict[str, Any] | None]:
         """Fetch number `index` among the step's `extras`, `skipped` or `trailing` ones: (batch, generators' state if it moved them).
 
-        Raise StopIteration where the recorded fetch did.
+        In place of a batch that was not stored, its recipe. Raise StopIteration where the recorded fetch did.
         """
         found = self._header(k)[name][index]
         if found.get("stop"):
             raise StopIteration
         prefix = f"{'x' if name == 'extras' else name[0]}{index}."
-        return self._batch(k, found, prefix, None), self._rng(k, found["rng"])
+        batch = self._recipe(k, found) or self._batch(k, found, prefix, None)
+        return batch, self._rng(k, found["rng"])
+
+    def recipe(self, k: int) -> Recipe | None:
+        """How the batch of step `k` was made, where that was stored in its stead."""
+        return self._recipe(k, self._header(k))
+
+    def _recipe(self, k: int, header: dict[str, Any]) -> Recipe | None:
+        described = header.get("made")
+        if described is None:
+            return None
+        buffers = stored.split(self.trace.piece(k, described["section"]), described["sizes"])
+        return Recipe.decode(described["node"], buffers.__getitem__)
 
     def _batch(self, k: int, header: dict[str, Any], prefix: str, template: Any) -> Any:
         inline: list[bytes] = []

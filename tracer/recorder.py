@@ -24,7 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracer import active, environment, files, frames, hooks, manifest, origin, process, program, rng, stdin
+from tracer import active, environment, files, frames, hooks, making, manifest, origin, process, program, rng, stdin
 from tracer.errands import Errands
 from tracer.errors import ProgramError, TraceError, UsageError, WriteError
 from tracer.journal import Journal
@@ -98,6 +98,7 @@ class Recorder:
         active.set_listener(self._steps.shield)
         self._stack.callback(active.set_listener, None)
         if self.options.replayable:
+            self._stack.enter_context(making.watched(self._steps.making))
             log = files.FileLog(self.path, self._session)
             self._stack.enter_context(files.watched(log))
             self._stack.enter_context(stdin.teed(log))
@@ -374,6 +375,7 @@ def record(
     detail: str | None = None,
     weights: bool | None = None,
     keyframe_every: int | None = None,
+    batch_bytes: int | None = None,
     append: bool = False,
     at: int | None = None,
     overwrite: bool = False,
@@ -384,6 +386,8 @@ def record(
 
     `every`: keep the first batch of an epoch and every N-th (# S0.1). `detail`: "metrics", "replay" (the default) or "full".
     `weights`: keep the weights at every step; the default is to do so for models of at most a million parameters.
+    `batch_bytes`: batches that do not come again (augmented at random) are stored whole until they have taken so much; then how
+    they were made.
     `keyframe_every`: a full state each so many steps; the default is about one a second. `append` adds a session to an
     existing trace. `last`: a flight recorder, of the last N steps alone all is kept, in memory, and written `when` a condition
     such as "isnan(loss)" comes to hold, or at an exception or SIGUSR1 (# B7).
@@ -396,7 +400,14 @@ def record(
         from tracer.flight import flight_of  # noqa: PLC0415  few recordings have one
 
         flight = flight_of(last, when, detail)
-    options = Options(every=every, detail=detail, weights=weights, keyframe_every=keyframe_every, flight=flight)
+    options = Options(
+        every=every,
+        detail=detail,
+        weights=weights,
+        keyframe_every=keyframe_every,
+        batch_bytes=batch_bytes,
+        flight=flight,
+    )
     return Recorder(path, options=options, program=_this_program(2), append=append, at=at, overwrite=overwrite)
 
 

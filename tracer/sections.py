@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from tracer.batches import Draft, EncodedBatch
     from tracer.keyframe import Keyframe
+    from tracer.making import Recipe
 
 WHOLE = 2**53
 """Every whole number up to this one is a float."""
@@ -178,6 +179,15 @@ def encode_rng(sections: list[Section], state: dict[str, Any] | None, prefix: st
     buffers: list[bytes | memoryview] = []
     node = values.encode(state, buffers)
     name = f"{prefix}rng"
+    sections.append((name, buffers, checksum(buffers)))
+    return {"node": node, "sizes": [len(b) for b in buffers], "section": name}
+
+
+def encode_recipe(sections: list[Section], recipe: Recipe, prefix: str) -> dict[str, Any]:
+    """Append what a batch is made again from, and return what describes it."""
+    buffers: list[bytes | memoryview] = []
+    node = recipe.encode(buffers)
+    name = f"{prefix}made"
     sections.append((name, buffers, checksum(buffers)))
     return {"node": node, "sizes": [len(b) for b in buffers], "section": name}
 

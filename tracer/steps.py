@@ -22,6 +22,7 @@ from tracer.errors import UsageError
 from tracer.fetches import Fetches
 from tracer.gradients import grad_norm
 from tracer.journal import Journal
+from tracer.making import Making
 from tracer.optimizers import Optimizers
 from tracer.pace import KeyframePace
 from tracer.passed import Passed
@@ -34,7 +35,6 @@ from tracer.sections import (
     scalar,
 )
 from tracer.shield import Shield
-from tracer.tail import checksum
 from tracer.writing import Writing
 
 if TYPE_CHECKING:
@@ -59,7 +59,14 @@ class StepRecorder:
         self.writing = Writing(options.every, session)
         self.trained = False
         self._ahead = Ahead()
-        self._fetches = Fetches(BatchEncoder(options.sample_counts), keep=options.replayable)
+        self.making = Making()
+        self._fetches = Fetches(
+            BatchEncoder(options.sample_counts),
+            keep=options.replayable,
+            making=self.making,
+            most=options.batch_bytes,
+            room=lambda: self.writing.room,
+        )
         self._constants = keyframe.Constants()
         self._pace = KeyframePace(options.keyframe_every)
         self._optimizers = Optimizers()
@@ -119,14 +126,14 @@ class StepRecorder:
         self._now.batch_size = self._now.keyframe = None
         self._pace.forget(self.step)
 
-    def forward(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+    def forward(self, module: torch.nn.Module | None, args: tuple[Any, ...]) -> None:
         """Watched until a DataLoader is seen to drive the loop: where none does, the model's inputs are the batch."""
         if torch._C._functorch.peek_interpreter_stack() is not None:
             return  # inside torch.func: parameters are wrappers that have no memory
         self._flush()
         if self._reader is None:
             self._look(frames.user_frames(sys._getframe(1)))
-        if self._registry is None or self.boundary.open or id(module) not in self._wanted.roots:
+        if self._registry is None or self.boundary.open or not self._wanted.feeds(module, first=self._now.inputs is None):
             return
         if self._replayable or self._will_hold:
             self._take_inputs(model_inputs(args, frames.user_frame(sys._getframe(1))))
@@ -381,23 +388,11 @@ class StepRecorder:
 
     def _write_keyframe(self, now: OpenStep) -> None:
         frame, now.keyframe = now.keyframe, None
-        for new in self._fetches.new_samples():
-            header = {
-                "kind": "samples",
-                "pool": new.pool,
-                "dtype": new.dtype,
-                "shape": list(new.shape),
-                "first": new.first,
-                "count": len(new.rows),
-            }
-            self.writing.append(header, [("data", new.rows, checksum(new.rows))])
+        self.writing.samples(self._fetches.new_samples())
         if frame is not None:
             started = time.perf_counter()
-            sizes = [len(b) for b in frame.buffers]
-            header = {"kind": "keyframe", "step": self.step, "session": self._session, "digest": frame.digest}
-            header |= {"tree": frame.tree, "buffers": sizes}
-            self.writing.append(header, [("data", frame.buffers, checksum(frame.buffers))])
-            self._pace.wrote(sum(sizes), time.perf_counter() - started, self.writing.room)
+            self.writing.keyframe(self.step, frame)
+            self._pace.wrote(frame.nbytes, time.perf_counter() - started, self.writing.room)
             if self._options.weights_by_size and self._options.weights and self.writing.forgo_weights(self.step):
                 self._options.weights = False
 

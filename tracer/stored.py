@@ -14,7 +14,7 @@ import torch
 
 from tracer import values
 from tracer.arrays import numpy_type
-from tracer.errors import DamageError, NameUnknownError
+from tracer.errors import DamageError, MissingDataError, NameUnknownError
 
 if TYPE_CHECKING:
     from tracer.packing import Entry, PackedLayout
@@ -85,7 +85,8 @@ def array(data: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
 def batch(node: Any, inline: list[bytes], ids: Callable[[int], bytes], rows: Rows, template: Any = None) -> Any:
     """Return the batch whose stored form is `node`: leaves that are lists of sample ids are gathered from `rows`.
 
-    Named tuples take their types from `template`, a batch of the same structure, where there is one.
+    Named tuples take their types from `template`, a batch of the same structure, where there is one. Raise MissingDataError
+    where only how it was made is stored.
     """
     buffers: list[bytes] = list(inline)
 
@@ -94,6 +95,8 @@ def batch(node: Any, inline: list[bytes], ids: Callable[[int], bytes], rows: Row
             return [resolve(p) for p in part]
         if not isinstance(part, dict):
             return part
+        if part.get("$") == "made":
+            raise MissingDataError("the batch was not stored: by re-execution it is made again, as the loader made it")
         if part.get("$") == "rows":
             buffers.append(rows(part["pool"], np.frombuffer(ids(part["i"]), np.uint32)))
             return _gathered(part, len(buffers) - 1)

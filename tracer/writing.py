@@ -12,11 +12,14 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tracer.emission import Emission
+from tracer.tail import checksum
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tracer.batches import NewSamples
     from tracer.journal import Journal
+    from tracer.keyframe import Keyframe
     from tracer.sections import Section
 
 MOST_OF_DISK = 0.2
@@ -30,6 +33,7 @@ class Writing:
     def __init__(self, every: int, session: int) -> None:
         """Nothing is written before `journal` is set."""
         self.journal: Journal | None = None
+        self._session = session
         self.emission = Emission(every, session, self.append)
 
     @property
@@ -61,6 +65,26 @@ class Writing:
     def append(self, header: dict[str, Any], sections: Sequence[Section] = ()) -> bool:
         """Write a record; return whether the disk took it."""
         return self.journal is not None and self.journal.append(header, sections)
+
+    def samples(self, new: Sequence[NewSamples]) -> None:
+        """Write samples that were met for the first time."""
+        for one in new:
+            header = {
+                "kind": "samples",
+                "pool": one.pool,
+                "dtype": one.dtype,
+                "shape": list(one.shape),
+                "first": one.first,
+                "count": len(one.rows),
+            }
+            self.append(header, [("data", one.rows, checksum(one.rows))])
+
+    def keyframe(self, step: int, frame: Keyframe) -> None:
+        """Write the keyframe that step `step` starts from."""
+        sizes = [len(b) for b in frame.buffers]
+        header = {"kind": "keyframe", "step": step, "session": self._session, "digest": frame.digest}
+        header |= {"tree": frame.tree, "buffers": sizes}
+        self.append(header, [("data", frame.buffers, checksum(frame.buffers))])
 
     def event(self, kind: str, detail: str, step: int) -> None:
         """Write an event."""

@@ -10,7 +10,7 @@ import panel as pn
 from apps.pictures import columns_of, sheets
 from apps.surfaces import Grid
 from apps.views.options import Options
-from apps.views.view import said
+from apps.views.view import rerun_action, said
 from tracer.errors import RewindError
 
 if TYPE_CHECKING:
@@ -29,7 +29,8 @@ def batch_frame(run: Recorded, k: int, sample: int = 0) -> tuple[dict[str, Any],
     try:
         batch = run.batch(k)
     except RewindError as error:
-        return {"problem": said(error, run)}, {}
+        action = rerun_action(run, k) if run.makes_batch(k) else {}
+        return {"problem": said(error, run), **action}, {}
     header: dict[str, Any] = {"size": batch.size, "labels": batch.labels, "text": batch.text}
     header["note"] = batch.note
     if batch.images is None:
@@ -90,5 +91,7 @@ class BatchView:
             self._chosen()
         elif message.get("do") == "set":
             self._options.set(message.get("name"), message.get("value"))
+        elif message.get("do") == "rerun":
+            self._host.rerun()
         elif message.get("do") == "feature":
             self._host.choose(feature=message.get("feature"))

@@ -33,6 +33,8 @@ class Rerun:
     held_back: list[str]
     states: dict[int, dict[str, Any]]
     notes: list[str]
+    batch: Any = None
+    """None where the trace has it."""
 
 
 def rerun(session: Any, k: int) -> Rerun:
@@ -40,11 +42,12 @@ def rerun(session: Any, k: int) -> Rerun:
     started = time.perf_counter()
     session.seek(k)
     before = dict(session.state)
+    batch = session.batch if "made" in session.trace.record(k) else None
     verdict = session.step()
     seconds = time.perf_counter() - started
     states = {k: before, k + 1: dict(session.state)}
     notes = keep(session.trace, [verdict], way="app")
-    return Rerun(verdict, seconds, session.captures, session.grads, session.held_back, states, notes)
+    return Rerun(verdict, seconds, session.captures, session.grads, session.held_back, states, notes, batch)
 
 
 def rerun_frame(found: Rerun) -> dict[str, Any]:
@@ -163,7 +166,8 @@ class ReplayView:
         k, verdict = found.verdict.step, found.verdict.kind
         if found.notes:
             run.tell_verdict(k, verdict)
-        run.keep_rerun(k, verdict, found.states, Peeked(k, grads=found.grads, captures=found.captures))
+        told = Peeked(k, grads=found.grads, captures=found.captures, batch=found.batch)
+        run.keep_rerun(k, verdict, found.states, told)
         self._past.append((k, verdict))
         self._last = found
         self._host.choose()

@@ -40,6 +40,7 @@ from tests.tracer.synthetic import make_trace
 from tracer import addenda, manifest, proof
 from tracer.errors import MissingDataError, NotATraceError, RewindError, StepError, UsageError
 from tracer.manifest import source_name
+from tracer.recorder import record
 from tracer.trace import open_trace
 
 
@@ -664,3 +665,25 @@ def test_runs_are_named_by_what_tells_them_apart(tmp_path):
         Runs([tmp_path])
     with pytest.raises(RewindError):
         Runs([tmp_path / "nothing"])
+
+
+def test_a_batch_that_is_only_made_again_has_a_button_for_it(tmp_path):
+    """Where how it was made is stored, the step run again fills the tab; a step that is not there offers nothing."""
+    data = torch.rand(24, 1, 10, 10)
+    loader = torch.utils.data.DataLoader([(image, 1) for image in data], 8)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(100, 2))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with record(tmp_path / "t", batch_bytes=0):
+        for images, labels in loader:
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
+            optimizer.step()
+    run = Recorded(open_trace(tmp_path / "t"))
+    header, arrays = batch_frame(run, 2)
+    assert "made again" in header["problem"]
+    assert header["action"][1] == {"do": "rerun"}
+    assert not arrays
+    run.take(Peeked(2, batch=[data[16:], torch.ones(8, dtype=torch.int64)]))
+    header, arrays = batch_frame(run, 2)
+    assert header["labels"] == [1] * 8
+    assert len(arrays["images"]) == 8
+    assert "action" not in batch_frame(run, 7)[0]

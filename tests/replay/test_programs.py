@@ -33,6 +33,7 @@ RECORD = ["record", "--out", "t.trace", "--keyframe-every", "5"]
 STEPS = {
     "add_param_group": 24,
     "amp_bfloat16": 18,
+    "augment_workers": 18,
     "bfloat16_params": 15,
     "contrastive_queue": 18,
     "cosine_warmup": 24,

@@ -1,0 +1,63 @@
+"""Batches of which the trace has only the recipe: made again from the program's own dataset, and held against what was recorded.
+
+Room: replay. May touch: the program's dataset and the random generators, as `tracer.making` says.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+from tracer import making, rng
+from tracer.making import Recipe
+
+if TYPE_CHECKING:
+    from tracer.past import Past
+
+
+class Remade:
+    """Makes batches for an engine. `problem`: why a batch of the step that is open is not the recorded one."""
+
+    def __init__(self, past: Past) -> None:
+        """By the recipes of `past`."""
+        self._past = past
+        self._ready: tuple[int, Any, dict[str, Any] | None] | None = None
+        self.problem: str | None = None
+
+    def prepare(self, k: int, iterator: Any) -> None:
+        """Make the batch of step `k` beforehand, if it has to be made; the generators stay as they are."""
+        self._ready = None
+        recipe = self._past.recipe(k) if iterator is not None and self._past.record(k) is not None else None
+        if recipe is not None:
+            before = rng.capture_state()
+            batch = self.real(recipe, iterator)
+            # A worker's batch moves nothing here, neither now nor when it is given out.
+            self._ready = k, batch, rng.capture_state() if recipe.worker is None else None
+            rng.restore_state(before)
+
+    def copy(self, k: int) -> Any:
+        """A copy of the batch of step `k`, which was made beforehand; None if none was."""
+        return copy.deepcopy(self._ready[1]) if self._ready is not None and self._ready[0] == k else None
+
+    def batch(self, k: int, iterator: Any) -> Any:
+        """The batch of step `k`, made again; the generators are as the fetch left them. None if it was stored whole."""
+        recipe = self._past.recipe(k)
+        if recipe is None:
+            return None
+        if self._ready is not None and self._ready[0] == k:
+            _, batch, after = self._ready
+            self._ready = None
+            making.announce(recipe)
+            if after is not None:
+                rng.restore_state(after)
+            return batch
+        return self.real(recipe, iterator)
+
+    def real(self, found: Any, iterator: Any) -> Any:
+        """`found`, made if it is a recipe."""
+        if not isinstance(found, Recipe):
+            return found
+        batch, problem = making.again(iterator, found)
+        self.problem = self.problem or problem
+        making.announce(found)
+        return batch
