@@ -97,8 +97,11 @@ class ArraySpec:
         Raise KeyError, IndexError, TypeError, ValueError where it is none of those that we write.
         """
         attributes = dict(metadata["attributes"])
-        if attributes.pop(_SUM, None) not in (None, _sum_of(metadata)):
+        # The last of them, where its name is damaged: older descriptions have none.
+        named = _SUM if _SUM in attributes else next(reversed(attributes), _SUM)
+        if (attributes.get(named) == _sum_of(metadata, named)) != (_SUM in attributes):
             raise ValueError("its sum is another's")
+        attributes.pop(_SUM, None)
         inner = metadata["codecs"][0]["configuration"]["chunk_shape"]
         fill = metadata["fill_value"]
         spec = cls(
@@ -146,9 +149,9 @@ def _json(metadata: dict[str, Any]) -> bytes:
     return json.dumps({**metadata, "attributes": attributes}, allow_nan=False).encode()
 
 
-def _sum_of(metadata: Mapping[str, Any]) -> str:
-    """xxh3_64 of `metadata` without its sum, as JSON with sorted keys and no spaces."""
-    attributes = {key: value for key, value in metadata["attributes"].items() if key != _SUM}
+def _sum_of(metadata: Mapping[str, Any], named: str = _SUM) -> str:
+    """xxh3_64 of `metadata` without its sum, the attribute `named`, as JSON with sorted keys and no spaces."""
+    attributes = {key: value for key, value in metadata["attributes"].items() if key != named}
     text = json.dumps({**metadata, "attributes": attributes}, sort_keys=True, separators=(",", ":"))
     return xxhash.xxh3_64_hexdigest(text.encode())
 

@@ -96,7 +96,7 @@ export const render = surface((root, send) => {
     for (const [name, values] of Object.entries(s.values)) rows.push([name.replaceAll("_", " "), values[i]]);
     right.replaceChildren(large, el("dl", { class: "num", style: "margin-top:10px" }, rows.flatMap(([k, v]) => [el("dt", {}, k), el("dd", {}, fmt(v))])));
     if (s.winners.length) right.append(el("h2", { style: "margin-top:10px" }, "Features that score highest on it"),
-      el("div", { class: "row" }, s.winners.map(([f, score]) => el("button", { title: "choose this feature", onclick: () => send({ do: "feature", feature: f }) }, `${f} · ${fmt(score)}`))));
+      el("div", { class: "row" }, s.winners.map(([f, score]) => el("button", { class: "said", title: "choose this feature", onclick: () => send({ do: "feature", feature: f }) }, `${f} · ${fmt(score)}`))));
   }
   new ResizeObserver(() => paint()).observe(left);
   const resized = () => (root.isConnected ? paint() : removeEventListener("resize", resized));

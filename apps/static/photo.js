@@ -13,6 +13,9 @@ function charts() {
 // What has no box of its own may still have visible parts.
 function seen(node) { return node.checkVisibility() || getComputedStyle(node).display === "contents"; }
 
+// Buttons say what to do next and stay out, but for those that are a heading, or say what was found.
+function skipped(node) { return SKIPPED.has(node.tagName) && !(node.tagName === "BUTTON" && (node.role === "columnheader" || node.closest("th, .fold, .said"))); }
+
 // The SVG of all that is visible but `left`, an element that stays out.
 function photo(left) {
   let clip = null;
@@ -36,6 +39,25 @@ function photo(left) {
       if (r.width && !scrolledAway) keep(r, (_, x, y) => `<text x="${x}" y="${y + r.height * 0.78}" ${look}>${escaped(text)}</text>`);
     }
   };
+  // A coloured ground, and the frame of what is framed all around: bars, cells, chips, cards.
+  const ground = (node, r) => {
+    const style = getComputedStyle(node), fill = style.backgroundColor, clear = /^(transparent|rgba\(.*, 0\))$/.test(fill);
+    const framed = parseFloat(style.borderTopWidth) && parseFloat(style.borderBottomWidth) && parseFloat(style.borderLeftWidth) && style.borderTopStyle === "solid";
+    if (clear && !framed) return;
+    // A table that is scrolled sideways is drawn whole: so is the frame around it.
+    const beyond = framed ? Math.max(0, ...[...node.querySelectorAll(".wide")].map((wide) => wide.scrollWidth - wide.clientWidth)) : 0;
+    for (const part of style.display === "inline" ? node.getClientRects() : [new DOMRect(r.x, r.y, r.width + beyond, r.height)]) {
+      if (!part.width || !part.height || (clip && (part.bottom > clip.bottom + 1 || part.top < clip.top - 1))) continue;
+      const around = Math.min(parseFloat(style.borderTopLeftRadius) || 0, part.height / 2, part.width / 2);
+      keep(part, (place) => `<rect ${place} rx="${around}" fill="${clear ? "none" : fill}"${framed ? ` stroke="${style.borderTopColor}"` : ""}/>`);
+    }
+  };
+  // What was typed, as it stands in its box.
+  const typed = (node, r) => {
+    const style = getComputedStyle(node), high = parseFloat(style.lineHeight) || 1.3 * parseFloat(style.fontSize);
+    const look = `fill="${style.color}" font-size="${style.fontSize}" font-family="${escaped(style.fontFamily)}" xml:space="preserve"`;
+    node.value.split("\n").slice(0, Math.floor(r.height / high)).forEach((text, i) => keep(r, (_, x, y) => `<text x="${x + 10}" y="${y + 6 + (i + 0.78) * high}" ${look}>${escaped(text)}</text>`));
+  };
   const scale = (node, colours) => {
     const stops = colours.map((c, i) => `<stop offset="${i / (colours.length - 1)}" stop-color="${c}"/>`).join("");
     keep(node.getBoundingClientRect(), (place) => `<linearGradient id="g${parts.length}">${stops}</linearGradient><rect ${place} fill="url(#g${parts.length})"/>`);
@@ -43,8 +65,11 @@ function photo(left) {
   const walk = (node) => {
     if (node === left) return;
     if (node.nodeType === Node.TEXT_NODE) { word(node); return; }
-    if (node.nodeType !== Node.ELEMENT_NODE || (SKIPPED.has(node.tagName) && node.role !== "columnheader" && !node.classList.contains("fold")) || !seen(node)) return;
+    if (node.nodeType !== Node.ELEMENT_NODE || !seen(node)) return;
     const r = node.getBoundingClientRect();
+    if (node.tagName === "TEXTAREA") { ground(node, r); typed(node, r); return; }
+    if (skipped(node)) return;
+    if (node !== document.body) ground(node, r);
     const outer = clip;
     if (node !== document.body && node.scrollHeight > node.clientHeight + 1 && /auto|scroll/.test(getComputedStyle(node).overflowY)) clip = r;
     if (plots.has(node)) { keep(r, (_, x, y) => `<g transform="translate(${x} ${y})">${plots.get(node).export("svg").ctx.get_serialized_svg(true)}</g>`); return; }

@@ -54,8 +54,8 @@ export const render = surface((root, send) => {
     const cell = (name, text) => el("button", { class: `${s.by === name ? "sorted" : ""} ${/^(feature|status)$/.test(name) ? "words" : ""}`, role: "columnheader", "aria-sort": s.by === name ? (s.down ? "descending" : "ascending") : "none",
       onclick: () => { s.down = s.by === name ? !s.down : name !== "feature"; s.by = name; header(); arrange(); } }, text + (s.by === name ? (s.down ? " ↓" : " ↑") : ""));
     head.replaceChildren(cell("feature", "feature"), ...(s.judged ? [cell("status", "status")] : []), ...s.names.map((n) => cell(n, n.replaceAll("_", " "))));
-    card.style.setProperty("--cols", `76px ${s.judged ? "104px " : ""}repeat(${s.names.length}, minmax(84px, ${s.judged ? "1fr" : "170px"}))`);
-    card.style.setProperty("--least", `${200 + 98 * s.names.length}px`);
+    card.style.setProperty("--cols", `76px ${s.judged ? "104px " : ""}repeat(${s.names.length}, minmax(72px, ${s.judged ? "1fr" : "170px"}))`);
+    card.style.setProperty("--least", `${214 + 82 * s.names.length}px`);
   }
   function summary() {
     const line = (title, of) => el("div", { class: "line sum" }, el("b", {}, title), s.judged && el("span", {}), s.names.map((n) => el("span", { class: "num right" }, fmt(of(s.columns[n])))));

@@ -178,6 +178,8 @@ class TrajectoriesView:
         died = self._died = deaths(run, layer, watched)
         self._lines = {}
         words = [(f"{f} died at {k}", "chip dead") for f, k in died.items()]
+        if not died and "win_rate" in metrics:
+            words = [("none of these is dead at the end: dead is under 1 % of the wins from some step on", "soft")]
         controls = [
             *layer_control(self._host),
             {"name": "metric", "label": "show", "kind": "select", "options": _named(metrics), "value": self._metric},

@@ -226,6 +226,40 @@ def test_the_overview_answers_and_leads_there(open_page):  # S4.9
     assert "from metrics" in page.page.get_by_label("SQL", exact=True).input_value()
 
 
+def test_the_four_questions_take_a_click_or_two(open_page):  # S4.9
+    """As README says of each: the page that opens has the answer in a line, one click shows it; a feature is asked for by number."""
+    page = open_page("run=demo").page
+
+    def click(question, tab):
+        page.get_by_role("button", name=f"{question} {tab.title()}").click()
+        page.wait_for_selector(f"[data-tab={tab}].on")
+
+    def back():
+        page.keyboard.press("0")
+        page.wait_for_selector("[data-tab=overview].on")
+
+    page.get_by_text("mean cosine between the rows of encoder.weight went from").wait_for()
+    click("Why do features converge?", "matrices")
+    page.get_by_text("bcl/som_targets, step").wait_for()
+    back()
+    page.get_by_text("features are pulled apart at step").wait_for()
+    click("Is the gradient fighting the SOM?", "forces")
+    page.get_by_text("SOM : gradient over all steps").or_(page.get_by_text("agree")).first.wait_for()
+    back()
+    page.get_by_text("dead at the end").wait_for()
+    click("When did features die?", "trajectories")
+    page.get_by_text(re.compile("[0-9]+ died at [0-9]+")).first.wait_for()
+    watched = page.get_by_role("textbox", name="watched")
+    watched.fill("31")
+    watched.press("Enter")
+    page.get_by_text(re.compile("31 died at [0-9]+|none of these is dead at the end")).wait_for()
+    watched.blur()
+    back()
+    click("Which images cause the most trouble?", "batch")
+    page.wait_for_function("() => new URL(location).searchParams.get('batch.sort') === 'loss_per_sample'")
+    page.get_by_text("Features that score highest on it").wait_for()
+
+
 def test_what_was_set_is_undone_and_comes_with_the_link(open_page):
     page = open_page("run=demo&step=20&tab=metrics")
     page.page.get_by_label("log scale").check()
@@ -382,6 +416,39 @@ def test_the_charts_on_show_are_saved_as_a_picture(open_page, form):
         assert {"Forces per feature, coloured by win rate", "Feature 0, step 20"} <= {w.strip() for w in words if w}
     else:
         assert data.startswith(b"\x89PNG")
+
+
+PICTURED = {
+    "overview": {"What one asks", "agree"},
+    "batch": {"128 images of 28", "Features that score highest on it"},
+    "features": {"win rate", "contender"},
+    "matrices": {"encoder.weight, step 20", "mean"},
+    "trajectories": {"cosine between the watched, step 20", "feature"},
+    "metrics": {"loss", "grad norm"},
+    "replay": {"Verdicts kept in the trace"},
+    "sql": {"grad_norm", "20 rows in"},
+}
+"""Words that the picture of a tab has."""
+
+
+def test_every_tab_is_saved_as_a_picture(open_page):
+    page = open_page("run=demo&step=20&tab=forces")
+    for tab, wanted in PICTURED.items():
+        page.tab(tab)
+        for word in wanted:
+            page.page.get_by_text(word).first.wait_for()
+        page.page.wait_for_function("() => Bokeh.index.roots.length > 0")
+        with page.page.expect_download() as download:
+            page.page.get_by_label("export what is shown").select_option("svg")
+        assert download.value.suggested_filename == f"demo-{tab}-20.svg"
+        nodes = list(ElementTree.fromstring(download.value.path().read_bytes()).iter())
+        words = " | ".join(node.text.strip() for node in nodes if node.tag.endswith("}text") and node.text)
+        assert [word for word in wanted if word not in words] == [], (tab, words)
+        grounds = {node.get("fill") for node in nodes if node.tag.endswith("}rect")}
+        if tab == "overview":
+            assert len(grounds) >= 4, "its bars and what their colours mean"
+        if tab == "sql":
+            assert "select step, epoch, loss" in words, "the question, too"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])

@@ -259,6 +259,23 @@ def test_what_a_later_session_made_anew_is_not_given_as_it_was_before(tmp_path, 
             trace.record(2)
 
 
+def test_a_sum_whose_name_is_damaged_is_missed(tmp_path):
+    """What older versions wrote without a sum is read; what has one under a name that is none is damaged."""
+    path = tmp_path / "t"
+    annotated(path)
+    said = {n: (path / n).read_bytes() for n in files_of(path) if n.suffix == ".json"}
+    own = [n for n, data in said.items() if b'"sum"' in data and not may_be_silent(n, data)]
+    tried = 0
+    for name in {(n.parts[0], n.name == "zarr.json"): n for n in own}.values():
+        before = said[name]
+        place = before.rindex(b'"sum"') + 1
+        (path / name).write_bytes(before[:place] + b"rum" + before[place + 3 :])
+        assert survey(path, ["sums"])["open"].startswith(DAMAGED) or survey(path, ["sums"])["sums"], name
+        (path / name).write_bytes(before)
+        tried += 1
+    assert tried >= 4
+
+
 def relocated(truth: dict, path: Path, copy: Path) -> dict:
     return {k: v for k, v in truth.items() if k != "listed"}
 
