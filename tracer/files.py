@@ -254,9 +254,10 @@ class _Hook:
     on = False
 
 
-def _heard(event: str, args: tuple[Any, ...]) -> None:
-    if event in _ACTIONS and _Hook.log is not None:
-        _Hook.log.tell(event, args)
+def _heard(event: str, args: tuple[Any, ...], actions: Any = _ACTIONS, hook: type[_Hook] = _Hook) -> None:
+    # Both are the function's own: when the interpreter ends, the module has nothing any more.
+    if event in actions and hook.log is not None:
+        hook.log.tell(event, args)
 
 
 @contextlib.contextmanager

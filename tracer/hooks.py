@@ -13,8 +13,11 @@ import threading
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch.nn.modules import module as modules
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.utils.data import dataloader
+
+from tracer import compiled
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,6 +31,8 @@ class Events(Protocol):
     def backward(self, losses: tuple[Any, ...]) -> None: ...
 
     def forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None: ...
+
+    def entered(self, arguments: tuple[Any, ...]) -> None: ...
 
     def optimizer_pre(self, optimizer: torch.optim.Optimizer) -> None: ...
 
@@ -83,12 +88,11 @@ def installed(events: Events, *, thread: int | None = None) -> Iterator[None]:
         scaled = _patch_scaler(stack)
         _patch_backward(stack, guard, scaled)
         _patch_fetch(stack, guard)
-        pre = register_optimizer_step_pre_hook(lambda o, a, k: now.optimizer_pre(o) if (now := guard.open()) else None)
-        stack.callback(pre.remove)
-        post = register_optimizer_step_post_hook(
-            lambda o, a, k: now.optimizer_post(o) if (now := guard.open()) else None
-        )
-        stack.callback(post.remove)
+        pre = compiled.unseen(lambda o, a, k: now.optimizer_pre(o) if (now := guard.open()) else None)
+        stack.callback(register_optimizer_step_pre_hook(pre).remove)
+        post = compiled.unseen(lambda o, a, k: now.optimizer_post(o) if (now := guard.open()) else None)
+        stack.callback(register_optimizer_step_post_hook(post).remove)
+        stack.enter_context(compiled.noticed())
         yield
 
 
@@ -101,25 +105,67 @@ class Wanted:
         self.all = True
         self.roots: frozenset[int] = frozenset()
 
+    def feeds(self, module: torch.nn.Module | None, first: bool) -> bool:
+        """Whether what `module` is given is the step's batch; of compiled code (None), what the `first` in the step is given."""
+        return first if module is None else id(module) in self.roots
+
 
 def watch_forward(events: Events, wanted: Wanted) -> Callable[[], None]:
-    """Send the forward calls of modules that are `wanted` to `events`, until the returned function is called.
+    """Send the forward calls of modules that are `wanted` to `events`, and where compiled code is entered.
 
-    `events` is told in the thread that trains, where gradients are on.
+    Until the returned function is called, in the thread that trains, where gradients are on.
     """
-    thread, forks = threading.get_ident(), _Forks.count
+    watch = _ForwardWatch(events, wanted)
+    return watch.stack.close
 
-    def forward(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+
+class _ForwardWatch:
+    """A hook on every module; none while compiled code runs, which would otherwise not be what it is without us."""
+
+    def __init__(self, events: Events, wanted: Wanted) -> None:
+        self._events, self._wanted = events, wanted
+        self._here = (_Forks.count, threading.get_ident())
+        self._depth = 0
+        self._hook = compiled.unseen(self._forward)
+        self.stack = contextlib.ExitStack()
+        self._handle = torch.nn.modules.module.register_module_forward_pre_hook(self._hook)
+        self.stack.callback(self._handle.remove)
+        self.stack.callback(compiled.watch(self._entered))
+        # To be warned of global hooks would say nothing to the user: this one is not there when it matters.
+        _replace(self.stack, modules, "_has_any_global_hook", self._not_counted)
+
+    def _forward(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        if (self._wanted.all or id(module) in self._wanted.roots) and self._listening():
+            self._events.forward(module, args, {})
+
+    def _listening(self) -> bool:
         # A data worker that was forked off has the hook, too: it may call modules, as transforms.
-        if (
-            (wanted.all or id(module) in wanted.roots)
-            and torch.is_grad_enabled()
-            and (_Forks.count, threading.get_ident()) == (forks, thread)
-            and not torch.compiler.is_compiling()
-        ):
-            events.forward(module, args, {})
+        return torch.is_grad_enabled() and self._here == (_Forks.count, threading.get_ident())
 
-    return torch.nn.modules.module.register_module_forward_pre_hook(forward).remove
+    def _entered(self) -> Callable[[], None] | None:
+        if self._here[1] != threading.get_ident():
+            return None
+        self._depth += 1
+        modules._global_forward_pre_hooks.pop(self._handle.id, None)
+        if self._depth == 1 and self._listening():
+            self._events.entered(compiled.arguments())
+        return self._left
+
+    def _left(self) -> None:
+        self._depth -= 1
+        if not self._depth and self.stack._exit_callbacks:
+            modules._global_forward_pre_hooks[self._handle.id] = self._hook
+
+    def _not_counted(self, original: Callable[[], Any]) -> Callable[[], Any]:
+        def has_any() -> Any:
+            own = modules._global_forward_pre_hooks.pop(self._handle.id, None)
+            try:
+                return original()
+            finally:
+                if own is not None:
+                    modules._global_forward_pre_hooks[self._handle.id] = own
+
+        return has_any
 
 
 def _replace(stack: contextlib.ExitStack, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
@@ -128,18 +174,43 @@ def _replace(stack: contextlib.ExitStack, owner: Any, name: str, make: Callable[
     stack.callback(setattr, owner, name, original)
 
 
-def _patch_scaler(stack: contextlib.ExitStack) -> dict[int, tuple[Any, Any]]:
-    """Remember the loss behind a scaled loss, so that the true one is recorded."""
-    scaled: dict[int, tuple[Any, Any]] = {}
-    stack.callback(scaled.clear)
+class _Scaled:
+    """The loss behind the scaled loss that was made last, so that the true one is recorded."""
+
+    def __init__(self) -> None:
+        self.result: Any = None
+        self.loss: Any = None
+        self.compiled = False
+        """Whether compiled code scales losses: what it gives cannot be told from a loss."""
+
+    def forget(self) -> None:
+        self.result = self.loss = None
+
+    def scaling(self) -> None:
+        self.compiled = True
+
+    def true(self, losses: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return the losses behind `losses`, without those of which it is not known."""
+        if self.result is None and not self.compiled:
+            return losses
+        known = (self.loss if loss is self.result else loss for loss in losses)
+        return tuple(loss for loss in known if loss is self.loss or not self.compiled)
+
+
+def _patch_scaler(stack: contextlib.ExitStack) -> _Scaled:
+    scaled = _Scaled()
+    stack.callback(scaled.forget)
+    traced = compiled.when_traced(scaled.scaling)
 
     def make(original: Callable) -> Callable:
         @functools.wraps(original)
         def scale(self: Any, outputs: Any) -> Any:
+            if torch.compiler.is_compiling():
+                traced()
+                return original(self, outputs)
             result = original(self, outputs)
             if isinstance(outputs, torch.Tensor):
-                scaled.clear()
-                scaled[id(result)] = (result, outputs.detach())
+                scaled.result, scaled.loss = result, outputs.detach()
             return result
 
         return scale
@@ -148,18 +219,14 @@ def _patch_scaler(stack: contextlib.ExitStack) -> dict[int, tuple[Any, Any]]:
     return scaled
 
 
-def _patch_backward(  # noqa: C901  two wrappers that share a flag, flat inside
-    stack: contextlib.ExitStack, guard: _Guard, scaled: dict[int, tuple[Any, Any]]
-) -> None:
-    def true_loss(loss: Any) -> Any:
-        return scaled[id(loss)][1] if id(loss) in scaled else loss
-
+def _patch_backward(stack: contextlib.ExitStack, guard: _Guard, scaled: _Scaled) -> None:
     def tell(losses: Any) -> None:
         events = guard.open()
         if events is not None:
             each = tuple(losses) if isinstance(losses, (list, tuple)) else (losses,)
-            events.backward(tuple(map(true_loss, each)) if scaled else each)
+            events.backward(scaled.true(each))
 
+    tell = compiled.unseen(tell)
     inside = [False]  # `Tensor.backward` calls `torch.autograd.backward`: one call, told once
 
     def method(original: Callable) -> Callable:
@@ -173,7 +240,7 @@ def _patch_backward(  # noqa: C901  two wrappers that share a flag, flat inside
             tell(self)
             return result
 
-        return backward
+        return compiled.passing(backward)
 
     def function(original: Callable) -> Callable:
         @functools.wraps(original)
@@ -183,7 +250,7 @@ def _patch_backward(  # noqa: C901  two wrappers that share a flag, flat inside
                 tell(tensors)
             return result
 
-        return backward
+        return compiled.passing(backward)
 
     _replace(stack, torch.Tensor, "backward", method)
     _replace(stack, torch.autograd, "backward", function)
@@ -198,6 +265,6 @@ def _patch_fetch(stack: contextlib.ExitStack, guard: _Guard) -> None:
                 return original(self)
             return events.fetch(self, functools.partial(original, self))
 
-        return fetch
+        return compiled.unseen(fetch)
 
     _replace(stack, dataloader._BaseDataLoaderIter, "__next__", make)

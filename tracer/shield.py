@@ -70,13 +70,21 @@ class Shield:
             self.fail(error)
         return outcome[0] if outcome else native()
 
-    # The four that come at every step say it all themselves: each call between would be one more in each.
+    # The five that come at every step say it all themselves: each call between would be one more in each.
 
     def forward(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A module is called."""
         if self.failure is None:
             try:
                 self._steps.forward(module, args)
+            except Exception as error:  # noqa: BLE001  as above
+                self.fail(error)
+
+    def entered(self, arguments: tuple[Any, ...]) -> None:
+        """Compiled code is about to run: a model, or what calls one."""
+        if self.failure is None:
+            try:
+                self._steps.forward(None, arguments)
             except Exception as error:  # noqa: BLE001  as above
                 self.fail(error)
 

@@ -133,7 +133,7 @@ class StepRecorder:
         self._flush()
         if self._reader is None:
             self._look(frames.user_frames(sys._getframe(1)))
-        if self._registry is None or self.boundary.open or not self._wanted.feeds(module, first=self._now.inputs is None):
+        if self._registry is None or self.boundary.open or not self._wanted.feeds(module, self._now.inputs is None):
             return
         if self._replayable or self._will_hold:
             self._take_inputs(model_inputs(args, frames.user_frame(sys._getframe(1))))

@@ -238,6 +238,9 @@ def _visit(state: _Walk, path: str, value: Any, put: Callable[[Any], None] | Non
 
 
 def _visit_function(state: _Walk, path: str, value: Any, put: Any, depth: int) -> None:
+    value = getattr(
+        value, "_torchdynamo_orig_callable", value
+    )  # what `torch.compile` makes of a function is torch's own
     if isinstance(value, types.MethodType):
         _visit(state, f"{path}.__self__", value.__self__, None, depth + 1)
         value = value.__func__
@@ -278,6 +281,15 @@ def _visit_module(state: _Walk, path: str, module: torch.nn.Module, put: Any, de
                 _visit(state, f"{inner}.{hooks}[{i}]", hook, None, depth + 1)
         if frames.is_followed(_file_of(type(child))):
             _visit_attributes(state, inner, child, depth, _MODULE_INTERNALS)
+
+
+def _is_compiled(value: Any) -> bool:
+    return type(value).__module__ == "torch._dynamo.eval_frame" and isinstance(value, torch.nn.Module)
+
+
+def _visit_compiled(state: _Walk, path: str, value: Any, put: Any, depth: int) -> None:
+    """What `torch.compile` makes of a module has nothing of its own."""
+    _visit(state, path, value._orig_mod, None, depth)
 
 
 def _visit_optimizer(state: _Walk, path: str, value: Any, put: Any, depth: int) -> None:
@@ -395,6 +407,7 @@ _STATELESS = (
 
 _SHOWING_PARTS = (".loggers.", ".logger.", ".tracking.", ".callbacks.progress.", ".profilers.", ".integrations.")
 _VISITORS: tuple[tuple[Callable[[Any], bool], Callable[..., None]], ...] = (
+    (_is_compiled, _visit_compiled),
     (lambda v: isinstance(v, torch.nn.Module), _visit_module),
     (lambda v: isinstance(v, torch.optim.Optimizer), _visit_optimizer),
     (lambda v: isinstance(v, GENERATOR_TYPES), _visit_generator_object),

@@ -35,6 +35,8 @@ STEPS = {
     "amp_bfloat16": 18,
     "augment_workers": 18,
     "bfloat16_params": 15,
+    "compiled_model": 15,
+    "compiled_step": 14,
     "contrastive_queue": 18,
     "cosine_warmup": 24,
     "crash": 9,
