@@ -73,8 +73,12 @@ def short(value: float) -> str:
 
 
 def _loss(run: Recorded) -> Iterator[Answer]:
-    values, steps = run.scalars.get("loss"), run.scalars.get("step")
-    if values is None or steps is None or not np.isfinite(values).any():
+    if "loss" not in run.scalars:
+        return
+    # Of a branch its own steps: the others are its parent's.
+    own = run.given("loss") & (run.scalars["step"] >= run.first)
+    values, steps = run.scalars["loss"][own], run.scalars["step"][own]
+    if not np.isfinite(values).any():
         return
     finite = np.flatnonzero(np.isfinite(values))
     low, high = (int(finite[f(values[finite])]) for f in (np.argmin, np.argmax))
@@ -88,7 +92,8 @@ def _loss(run: Recorded) -> Iterator[Answer]:
 
 
 def _trouble(run: Recorded) -> Iterator[Answer]:
-    row = next(iter(run.trace.sql(ask("hardest_batches")).limit(1).fetchall()), None)
+    steps = run.trace.sql(ask("hardest_batches").removesuffix(" limit 10")).filter(f"step >= {run.first}")
+    row = next(iter(steps.order("times_usual desc").limit(1).fetchall()), None)
     if row is None or row[3] is None or not np.isfinite(row[3]):
         return
     k, loss, usual = int(row[0]), float(row[2]), float(row[3])
@@ -123,7 +128,7 @@ def _deaths(run: Recorded) -> Iterator[Answer]:
             f"{those}{', the first' if len(dead) > 1 else ''}: feature {first}, which wins under 1 % from step {at} on."
         )
         watched = tuple(int(feature) for feature, _ in dead[:6])
-        go |= {"step": at, "feature": first, "watched": watched}
+        go |= {"step": max(at, run.first), "feature": first, "watched": watched}
         yield Answer("When did features die?", words, go, parts=parts, settings=shown)
 
 
@@ -169,7 +174,7 @@ def thinned(matrix: NDArray[Any], most: int = 128) -> NDArray[Any]:
 
 
 def _cosine(value: float) -> str:
-    return "NaN" if np.isnan(value) else f"{value:.3f}"
+    return "NaN" if np.isnan(value) else f"{round(value, 3) + 0.0:.3f}"  # no -0.000
 
 
 def _fighting(run: Recorded) -> Iterator[Answer]:
@@ -263,7 +268,12 @@ def about(run: Recorded) -> list[tuple[str, str]]:
     script = (
         program.path.rpartition("/")[2] if program.path else f"-m {program.module}" if program.module else "a function"
     )
-    facts = [("program", " ".join([script, *program.argv])), ("recorded", _moment(known.created)), *_length(run)]
+    facts = [("program", " ".join([script, *program.argv])), ("recorded", _moment(known.created))]
+    if known.parent is not None:
+        changed = ", ".join(f"{name}={value}" for name, value in known.parent.change.items())
+        whose = known.parent.trace.rstrip("/").rpartition("/")[2]
+        facts.append(("branch", f"of {whose} at step {known.parent.at_step}" + (f": {changed}" if changed else "")))
+    facts += _length(run)
     facts += [("detail", _DETAIL.get(known.detail, known.detail)), *_stored(run)]
     facts += [("verdicts", run.proof.words)] if run.replayable else []
     facts.append(("on disk", _size(info["bytes"])))
@@ -283,10 +293,11 @@ def _length(run: Recorded) -> Iterator[tuple[str, str]]:
     if run.empty:
         return
     count = run.last - run.first + 1
-    epochs = run.scalars.get("epoch")
+    own = {name: values[run.scalars["step"] >= run.first] for name, values in run.scalars.items()}
+    epochs = own.get("epoch")
     whole = 0 if epochs is None or np.isnan(epochs).all() else len(np.unique(epochs[np.isfinite(epochs)]))
     yield "steps", f"{count:,}" + (f" in {whole} epoch{'s' * (whole > 1)}" if whole else "")
-    times = run.scalars.get("time")
+    times = own.get("time")
     if times is not None and np.isfinite(times).sum() > 1:
         seconds = float(np.nanmax(times) - np.nanmin(times))
         yield "took", str(timedelta(seconds=round(seconds))) if seconds >= 60 else f"{seconds:.1f} s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from threading import Event
 
 import numpy as np
@@ -16,6 +17,7 @@ from apps.runs import Runs
 from apps.viewer import Viewer
 from apps.views.overview import overview_frame
 from tests.tracer.synthetic import make_trace
+from tracer import manifest
 from tracer.errors import TraceError
 from tracer.trace import open_trace
 
@@ -45,6 +47,25 @@ def test_questions_are_answered_with_the_place_that_shows_it(both):
     assert {word: count for word, count, _ in died.parts} == {"alive": 8 - len(dead), "dead": len(dead)}
     assert (died.go["feature"], died.go["step"]) == min(dead.items(), key=lambda pair: (pair[1], pair[0]))
     assert len(quick_answers(run)) == 2
+
+
+def test_a_branch_speaks_of_its_own_steps(tmp_path, monkeypatch):  # B4
+    """Its parent's steps are in its figures, and cannot be gone to."""
+    truth = make_trace(tmp_path / "run", seal=False, features=8, inputs=64, steps=60, per_epoch=10)
+    make_trace(tmp_path / "elder", seal=False, features=8, inputs=64, steps=60, seed=1)
+    elder = manifest.read(tmp_path / "elder").id
+    parent = manifest.Parent(str(tmp_path / "elder"), elder, 40, {"optimizer.lr": "0.5x"})
+    replace(manifest.read(tmp_path / "run"), parent=parent).write(tmp_path / "run")
+    monkeypatch.setattr(Recorded, "first", 40)
+    run = Recorded(open_trace(tmp_path / "run"))
+    losses = [truth.loss[k] for k in range(40, 60)]
+    found = by_question(run)
+    assert found["How did the loss go?"].answer.startswith(f"From {short(losses[0])} to {short(losses[-1])}; ")
+    assert all(one.go.get("step", 40) >= 40 for one in found.values())
+    assert any(question.startswith("Which") for question in found)
+    facts = dict(about(run))
+    assert facts["branch"] == "of elder at step 40: optimizer.lr=0.5x"
+    assert facts["steps"] == "20 in 2 epochs", "of six"
 
 
 def test_numbers_that_are_not_finite_are_said(tmp_path):  # S1.2
