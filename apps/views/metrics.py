@@ -287,7 +287,7 @@ class MetricsView:
     # -- what a line shows ---------------------------------------------------------------------------------------------
 
     def _x(self, run: Recorded) -> NDArray[np.float64]:
-        return self._once((run, self._axis), lambda: x_values(run.scalars, self._axis))
+        return self._once((run, self._axis), lambda: x_values(run.scalars, self._axis, run.first))
 
     def _series(self, run: Recorded, name: str) -> Series:
         amount = self._smooth

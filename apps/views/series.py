@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 POINTS: Final = 2000
-AXES: Final = {"step": "step", "epoch": "epoch", "samples": "samples seen", "time": "seconds since the start"}
+AXES: Final = {"step": "step", "epoch": "epoch", "samples": "samples seen", "time": "seconds of training"}
 
 
 @dataclass(frozen=True)
@@ -34,19 +34,30 @@ class Series:
         return Series(self.x[part], self.steps[part], self.values[part], self.smooth[part])
 
 
-def x_values(scalars: dict[str, NDArray[np.float64]], axis: str) -> NDArray[np.float64]:
-    """Where the points of a run lie on the chosen axis, [T]."""
+def x_values(scalars: dict[str, NDArray[np.float64]], axis: str, first: float = -1) -> NDArray[np.float64]:
+    """Where the points of a run lie on the chosen axis, [T]; `first` is the first step that is the run's own."""
     steps = scalars["step"]
     if axis == "samples":
         return np.cumsum(np.nan_to_num(scalars.get("batch_size", np.ones_like(steps))))
     if axis == "time":
-        times = scalars["time"]
-        return times - np.nanmin(times) if len(times) else times
+        return _seconds(scalars, first)
     if axis == "epoch" and not np.isnan(scalars.get("epoch", np.array([np.nan]))).all():
         epochs = scalars["epoch"]
         index, size = scalars["batch_index"], np.maximum(np.nanmax(scalars["batch_index"]) + 1, 1)
         return epochs + np.nan_to_num(index) / size
     return steps
+
+
+def _seconds(scalars: dict[str, NDArray[np.float64]], first: float) -> NDArray[np.float64]:
+    """Seconds since the first step ended, without the breaks between sessions, or between a branch and its parent."""
+    times, took = scalars["time"], scalars.get("duration", np.zeros_like(scalars["time"]))
+    if not len(times):
+        return times
+    sessions = scalars.get("session", np.zeros_like(times))
+    begun = np.flatnonzero((np.diff(sessions) != 0) | (scalars["step"][1:] == first)) + 1
+    passed = np.diff(times, prepend=times[0])
+    passed[begun] = np.fmin(np.fmax(passed[begun], 0), np.nan_to_num(took[begun]))
+    return np.cumsum(np.nan_to_num(passed))
 
 
 def smoothed(values: NDArray[np.float64], amount: float) -> NDArray[np.float64]:

@@ -486,6 +486,14 @@ def test_metrics_keep_extremes(run):  # S2.4
     assert x_values(run.scalars, "epoch")[50] == 1
 
 
+def test_time_leaves_out_the_breaks_between_sessions_and_of_a_branch():  # S2.4
+    times = np.array([100.0, 101, 102, 5000, 5001.5, 9000])
+    scalars = {"step": np.arange(6.0), "time": times, "duration": np.full(6, 0.5)}
+    scalars["session"] = np.array([0.0, 0, 0, 1, 1, 1])
+    assert x_values(scalars, "time", first=5).tolist() == [0, 1, 2, 2.5, 4, 4.5]
+    assert x_values(scalars, "time").tolist() == [0, 1, 2, 2.5, 4, 4002.5]
+
+
 def test_sql(run):  # C4
     found = answer(run, "select step, loss, 'x' as word, null as nothing from steps order by step desc")
     shown = answer_frame(found)
