@@ -58,9 +58,9 @@ $(VENV)/.rewind-bench: pyproject.toml | $(BIN)/python
 screenshots: $(VENV)/.rewind-test browser
 	$(BIN)/python -m tests.browser.screenshots
 
-# Every damage, kill and fault in full numbers: an hour or so. `make test` has a sample.
+# Every damage, kill and fault in full numbers: two hours or so. `make test` has a sample.
 trust: $(VENV)/.rewind-test
-	REWIND_FLIPS=10000 REWIND_KILLS=200 $(BIN)/python -m pytest tests/trust --timeout=0
+	REWIND_FLIPS=10000 REWIND_EVERY=1 REWIND_KILLS=200 $(BIN)/python -m pytest tests/trust --timeout=0
 	$(PYTHON) -m venv $(VENV)/fuzz
 	$(VENV)/fuzz/bin/python -m pip install --quiet "schemathesis>=4.3"
 	$(BIN)/python -m tests.trust.fuzz_api $(VENV)/fuzz/bin/schemathesis 1000

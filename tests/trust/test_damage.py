@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
 FLIPS = int(os.environ.get("REWIND_FLIPS", "60"))
-EVERY = int(os.environ.get("REWIND_EVERY", "1999"))
+EVERY = int(os.environ.get("REWIND_EVERY", "1499"))
 """Of the tiny trace, so many bytes lie between two that are flipped."""
 SEED = int(os.environ.get("REWIND_SEED", "0"))
 TINY_STEPS = 4
@@ -197,7 +197,7 @@ def test_what_is_asked_of_a_file_is_what_opens_it(whole, asked):
 
 
 def test_no_byte_of_a_tiny_trace_gives_other_numbers(tmp_path):
-    """Every EVERY-th byte of it, one bit of each."""
+    """Every EVERY-th byte of it, one bit of each. Its views, which take longest and rest on the same records, at one of eight."""
     path = tmp_path / "t"
     tiny(path)
     truth, asked = survey(path, steps=TINY_STEPS), readers(path, TINY_STEPS)
@@ -207,7 +207,8 @@ def test_no_byte_of_a_tiny_trace_gives_other_numbers(tmp_path):
     for name, place in places[dice.randrange(EVERY) :: EVERY]:
         data = bytearray((path / name).read_bytes())
         data[place] ^= 1 << dice.randrange(8)
-        wrong += wrongs_of(path, truth, name, bytes(data), f"{name} byte {place}", asked(name), TINY_STEPS)
+        parts = [part for part in asked(name) if part != "views" or dice.random() < 1 / 8]
+        wrong += wrongs_of(path, truth, name, bytes(data), f"{name} byte {place}", parts, TINY_STEPS)
     assert truth["sums"] == []
     assert wrong == []
 
