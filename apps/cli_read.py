@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -67,6 +68,7 @@ def info(trace: Path, *, as_json: bool) -> None:
 
     with open_trace(trace) as opened:
         facts = opened.info()
+        facts["variables"] = asdict(opened.variables) if as_json else opened.variables.told()
         try:
             known = proof(opened)
             facts["verdicts"] = known.as_dict() if as_json else known.words

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from replay import changes
 from replay.beyond import Shadow
 from replay.engine import NATIVE, Engine, StopProgram, Target
-from tracer import frames, keyframe, origin, rng, values
+from tracer import frames, keyframe, origin, rng, values, variables
 from tracer.errors import RewindError, UsageError
 from tracer.manifest import Parent, Program, source_name
 from tracer.options import Options
@@ -49,12 +49,14 @@ class BranchRecorder(Recorder):
         super().__init__(out, options=options, program=program, at=at, parent=told)
         self._sources = sources
         self._seed = session.seed
+        self._parent_session = parent.path, session.session
         self._parent_env = facts.environment.get("env", {})
         self._marks = origin.is_ours(facts)
 
     def begin(self, boundary: Any) -> StepRecorder:
         """Make the directory; return what receives the points of a step. Raise UsageError, WriteError."""
         self._facts = self._prepare()
+        variables.inherit(*self._parent_session, self.path)
         self._steps = StepRecorder(self._open_journal, self.options, self._session)
         self._steps.boundary = boundary
         self._steps.making.want()

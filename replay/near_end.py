@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from replay import host
 from replay.channel import Channel, Message, Parked
-from tracer import environment, rng
+from tracer import environment, origin, rng, variables
 from tracer.errors import ReplayError
 from tracer.trace import Trace, open_trace
 
@@ -154,7 +154,9 @@ class ProcessEnd(NearEnd):
         self.session = options["session"]
         self.scratch = Path(tempfile.mkdtemp(prefix="rewind-"))
         near, far = socket.socketpair()
-        env = environment.child_environment(trace.manifest.environment)
+        # What others have changed of one's own trace is not given to its program.
+        looked_up = variables.read(trace.path, self.session, ours=origin.is_ours(trace.manifest))
+        env = looked_up.given(environment.child_environment(trace.manifest.environment))
         env.pop("PYTEST_CURRENT_TEST", None)  # other in each test: each would have a nursery of its own
         env["PYTHONPATH"] = os.pathsep.join(p for p in (str(_ROOT), env.get("PYTHONPATH", "")) if p)
         text = json.dumps({**options, "scratch": str(self.scratch)})

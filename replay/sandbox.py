@@ -32,7 +32,6 @@ _OFFLINE = {
     "NEPTUNE_MODE": "debug",
     "CLEARML_OFFLINE_MODE": "1",
     "HF_HUB_OFFLINE": "1",
-    "MLFLOW_TRACKING_URI": "",
 }
 _DEVICES = ("/dev/", "/proc/", "/sys/")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -85,7 +84,9 @@ class Sandbox:
         os.makedirs(self._files, exist_ok=True)
         (Path(self._scratch) / "tmp").mkdir(exist_ok=True)
         tempfile.tempdir = os.path.join(self._scratch, "tmp")
-        os.environ.update(_OFFLINE, MLFLOW_TRACKING_URI=f"file://{self._scratch}/mlflow", TMPDIR=tempfile.tempdir)
+        os.environ.update(_OFFLINE, TMPDIR=tempfile.tempdir)
+        if not _is_folder(os.environ.get("MLFLOW_TRACKING_URI", "")):
+            os.environ["MLFLOW_TRACKING_URI"] = f"file://{self._scratch}/mlflow"
         self._stand_in()
         with contextlib.ExitStack() as stack:
             stack.callback(setattr, tempfile, "tempdir", None)
@@ -333,6 +334,11 @@ class _Listing:
 
 _REAL_MKDIR, _REAL_RMDIR, _REAL_SYMLINK = os.mkdir, os.rmdir, os.symlink
 _REAL_LSTAT, _REAL_LISTDIR, _REAL_OPEN, _REAL_REMOVE = os.lstat, os.listdir, builtins.open, os.remove
+
+
+def _is_folder(store: str) -> bool:
+    """Whether mlflow would write to files: that goes to the scratch folder as all else does."""
+    return store.partition(":")[0] in ("file", "sqlite") or store.startswith((os.sep, "."))
 
 
 def _full(path: Any) -> str:

@@ -43,6 +43,17 @@ def is_ours(facts: Manifest) -> bool:
     return mark is not None and hmac.compare_digest(mark.encode(), str(facts.origin).encode())
 
 
+def mark(text: str) -> str | None:
+    """This user's mark for any other text that a replay goes by; None where no key can be had."""
+    return _hmac(text, _key() or _new_key())
+
+
+def bears(text: str, found: object) -> bool:
+    """Whether `found` is this user's mark for `text`."""
+    own = _hmac(text, _key())
+    return own is not None and isinstance(found, str) and hmac.compare_digest(own.encode(), found.encode())
+
+
 _allowed: set[str] = set()
 _all = threading.Event()
 
@@ -63,12 +74,13 @@ def may_run(trace: Path, facts: Manifest) -> bool:
 
 
 def _mark(facts: Manifest, key: bytes | None) -> str | None:
-    if key is None:
-        return None
     run = [facts.id, asdict(facts.program), facts.environment, [[s.session, s.argv] for s in facts.sessions]]
     parent = [facts.parent.trace, facts.parent.id] if facts.parent is not None else None
-    text = json.dumps(["rewind origin 1", *run, parent], sort_keys=True)
-    return hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
+    return _hmac(json.dumps(["rewind origin 1", *run, parent], sort_keys=True), key)
+
+
+def _hmac(text: str, key: bytes | None) -> str | None:
+    return None if key is None else hmac.new(key, text.encode(), hashlib.sha256).hexdigest()
 
 
 def _key() -> bytes | None:

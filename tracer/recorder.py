@@ -24,7 +24,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tracer import active, environment, files, frames, hooks, making, manifest, origin, process, program, rng, stdin
+from tracer import (
+    active,
+    environment,
+    files,
+    frames,
+    hooks,
+    making,
+    manifest,
+    origin,
+    process,
+    program,
+    rng,
+    stdin,
+    variables,
+)
 from tracer.errands import Errands
 from tracer.errors import ProgramError, TraceError, UsageError, WriteError
 from tracer.journal import Journal
@@ -75,6 +89,7 @@ class Recorder:
         self._facts: Manifest | None = None
         self._session = 0
         self._seed: dict[str, Any] | None = None
+        self._lookups: variables.Lookups | None = None
         self._marks = True
         """Whether the trace is this user's own, and is marked so: a stranger's that goes on stays a stranger's."""
         self.trained = False
@@ -102,6 +117,8 @@ class Recorder:
             log = files.FileLog(self.path, self._session)
             self._stack.enter_context(files.watched(log))
             self._stack.enter_context(stdin.teed(log))
+            self._lookups = variables.Lookups(self.path, self._session)
+            self._stack.enter_context(variables.watched(self._lookups))
         self._stack.enter_context(_on_sigterm(self))
         return self
 
@@ -167,6 +184,7 @@ class Recorder:
         )
         self._facts = replace(self._facts.with_session(session), weights=bool(self.options.weights))
         self._keep_sources()
+        self._keep_lookups()
         refusal = None
         try:
             self._note(session)
@@ -228,6 +246,7 @@ class Recorder:
         """The trace's directory was removed under us: what is in memory is written again."""
         assert self._facts is not None
         self._keep_sources()
+        self._keep_lookups()
         self._marked(self._facts).write(self.path)
         self.live.publish()
         if self._steps is not None:
@@ -237,6 +256,10 @@ class Recorder:
         assert self._facts is not None
         sources = program.keep_sources(self._facts.program, self.path, self._facts.program.sources)
         self._facts = replace(self._facts, program=replace(self._facts.program, sources=sources))
+
+    def _keep_lookups(self) -> None:
+        if self._lookups is not None:
+            self._lookups.write()
 
     def close(self, status: str = "finished") -> None:
         """End the session. Nothing that was recorded is lost, whatever the status."""
@@ -253,6 +276,7 @@ class Recorder:
             return
         session = next(s for s in self._facts.sessions if s.session == self._session)
         self._keep_sources()
+        self._keep_lookups()
         note = f"recording stopped: {steps.shield.failure}" if steps.shield.failure else session.note
         try:
             self._journal.close(status)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tracer import ahead, manifest, origin, stored
+from tracer import ahead, manifest, origin, stored, variables
 from tracer.captures import Captures
 from tracer.chain import Chain
 from tracer.damage import structural
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from tracer.ranges import Ranges
     from tracer.segments import Segment
     from tracer.stored import State
+    from tracer.variables import Variables
 
 
 def open_trace(path: str | Path) -> Trace:
@@ -362,6 +363,11 @@ class Trace:
             "script": program.path or program.module,
             "parent": self.manifest.parent.trace if self.manifest.parent else None,
         }
+
+    @property
+    def variables(self) -> Variables:
+        """The environment variables that the last session looked up."""
+        return variables.read(self.path, max((s.session for s in self.manifest.sessions), default=0))
 
     @cached_property
     def verdicts(self) -> Mapping[int, str]:
