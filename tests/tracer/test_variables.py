@@ -97,7 +97,7 @@ def test_of_a_secret_only_that_it_was_set(trace, monkeypatch, name, value):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("TOKENIZERS_PARALLELISM", "false"), ("DATA_DIR", "/data/imagenet-2012/train"), ("URI", "file:///home/me/mlruns")],
+    [("TOKENIZERS_PARALLELISM", "false"), ("DATA_DIR", "/data/imagenet-2012/train"), ("URI", "file:///data/mlruns")],
 )
 def test_what_is_no_secret_is_kept(trace, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
