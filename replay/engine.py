@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from replay.judge import Judge
+from replay.leaves import has_named
 from replay.remade import Remade
 from tracer import frames, hyperparameters, keyframe, registry, rng, values, walk
 from tracer.boundary import Boundary
@@ -243,14 +244,21 @@ class Engine:
         if same_iterator and record["left"] and not trip.left and not self._stay:
             if trip.trailing < len(record.get(TRAILING, ())):
                 return TRAILING
-            if self.at in self.past.keyframes and self._fits(self.at, stack, inner=True):
-                self._restore(self.at, stack)
-                return EXECUTE
-            return LEAVE
+            return EXECUTE if self._put_here(stack) else LEAVE
         if not same_iterator and record["left"] and self._is_foreign(record, stack):
             return NATIVE
+        if record["left"] and not trip.left and not same_iterator and self._put_here(stack):
+            return EXECUTE  # The loop before could not stand for this one: it had other data, or other tensors.
         trip.left = True
         return SKIPPED if trip.skipped < len(record.get(SKIPPED, ())) else EXECUTE
+
+    def _put_here(self, stack: list[frames.UserFrame]) -> bool:
+        """Put the keyframe of the step that is next in place, where there is one and this is its place; return whether."""
+        assert self.at is not None
+        if self.at not in self.past.keyframes or not self._fits(self.at, stack, inner=True):
+            return False
+        self._restore(self.at, stack)
+        return True
 
     def _is_foreign(self, record: dict[str, Any], stack: list[frames.UserFrame]) -> bool:
         site = record.get("site")
@@ -293,7 +301,7 @@ class Engine:
     def _stored(self, record: dict[str, Any], native: Callable[[], Any]) -> Any:
         assert self.at is not None
         template = None
-        if _has_named(record["batch"]):
+        if has_named(record["batch"]):
             before = rng.capture_state()
             template = native()
             rng.restore_state(before)
@@ -421,6 +429,8 @@ class Engine:
         tree, _ = self.past.keyframe(k)
         if tree["inner"] != inner or not frames.same_place(tree["site"], frames.site_of(stack)):
             return False
+        if self._hurry and inner and not self.remade.fits(k, self.boundary.fetching):
+            return False
         self._look(stack)
         if self.registry is not None and keyframe.mismatch(self.past.keyframe_layout(k), self.registry):
             self._look(stack, hidden=True)
@@ -484,9 +494,3 @@ class Engine:
             self._serve()
         made = self._verdicts if self._target.kind == "step" else []
         self._channel.send({**message, "at": self.at, "verdicts": made})
-
-
-def _has_named(node: Any) -> bool:
-    if isinstance(node, dict):
-        return node.get("$") == "named" or any(_has_named(v) for v in node.values())
-    return isinstance(node, list) and any(_has_named(v) for v in node)

@@ -45,7 +45,9 @@ class Function:
 
     def load(self) -> Callable[[Any], Any]:
         """Run the module's text in this process and return the function. Raise UsageError."""
-        module = types.ModuleType(f"rewind_function_{self.digest}")
+        module = _Text(f"rewind_function_{self.digest}")
+        if self.folder:
+            module.__dict__["__file__"] = str(Path(self.folder) / self.label)
         if self.package:
             module.__package__ = self.package
         sys.modules[module.__name__] = module
@@ -63,6 +65,12 @@ class Function:
         if not callable(found):
             raise UsageError(f"{self.label} has no function {self.name}")
         return found
+
+
+class _Text(types.ModuleType):
+    """A module of text: to its own code it has the file it was read from, to others none: it is no code of the recorded program."""
+
+    __file__ = property(lambda self: None)  # type: ignore[assignment]
 
 
 def find(given: str | Function | Callable[[Any], Any]) -> Function:

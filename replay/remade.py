@@ -21,19 +21,33 @@ class Remade:
     def __init__(self, past: Past) -> None:
         """By the recipes of `past`."""
         self._past = past
-        self._ready: tuple[int, Any, dict[str, Any] | None] | None = None
+        self._ready: tuple[int, Any, dict[str, Any]] | None = None
         self.problem: str | None = None
 
     def prepare(self, k: int, iterator: Any) -> None:
         """Make the batch of step `k` beforehand, if it has to be made; the generators stay as they are."""
+        if self._ready is not None and self._ready[0] == k:
+            return
         self._ready = None
         recipe = self._past.recipe(k) if iterator is not None and self._past.record(k) is not None else None
         if recipe is not None:
             before = rng.capture_state()
             batch = self.real(recipe, iterator)
-            # A worker's batch moves nothing here, neither now nor when it is given out.
-            self._ready = k, batch, rng.capture_state() if recipe.worker is None else None
+            # What moves when it is given out: what it used, and nothing where a worker made it.
+            after = (
+                {} if recipe.worker else {name: s for name, s in rng.capture_state().items() if name in recipe.random}
+            )
+            self._ready = k, batch, after
             rng.restore_state(before)
+
+    def fits(self, k: int, iterator: Any) -> bool:
+        """Whether this iterator's dataset gives the batch of step `k`: of several loops at one place, it may be another's."""
+        before, self.problem = self.problem, None
+        self.prepare(k, iterator)
+        fits = self.problem is None
+        self._ready = self._ready if fits else None
+        self.problem = before
+        return fits
 
     def copy(self, k: int) -> Any:
         """A copy of the batch of step `k`, which was made beforehand; None if none was."""
@@ -48,8 +62,7 @@ class Remade:
             _, batch, after = self._ready
             self._ready = None
             making.announce(recipe)
-            if after is not None:
-                rng.restore_state(after)
+            rng.restore_some(after)
             return batch
         return self.real(recipe, iterator)
 

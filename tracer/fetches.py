@@ -18,7 +18,7 @@ from tracer.sections import Section, add_ids, encode_recipe, encode_rng
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tracer.making import Making
+    from tracer.making import Making, Recipe
 
 WHOLE_BYTES = 256 << 20
 """So much of batches that do not come again is stored whole, to be looked at; then how they were made."""
@@ -44,9 +44,7 @@ class Fetched:
         recipe = self.batch.recipe
         if recipe is not None:
             fields["made"] = encode_recipe(sections, recipe, prefix)
-        # Where the batch is made again here, the generators move as they did.
-        moved = None if recipe is not None and recipe.worker is None else self.rng
-        return {**fields, "rng": encode_rng(sections, moved, prefix)}
+        return {**fields, "rng": encode_rng(sections, self.rng, prefix)}
 
 
 class Taken(NamedTuple):
@@ -100,6 +98,7 @@ class Fetches:
         self._most, self._next_look, self._room = most, WHOLE_BYTES if most is None else most, room
         self._reader = rng.RngReader()
         self._moved: dict[str, Any] | None = None
+        self._which: set[str] = set()
         self._now: Fetched | None = None
         self._extras: list[Fetched] = []
         self._trials: list[tuple[int, Site, Fetched]] = []
@@ -131,7 +130,10 @@ class Fetches:
     def _after(self, before: rng.Rng) -> dict[str, Any] | None:
         after = self._reader.snapshot()
         self.rng_hash = after.hash()
-        return rng.capture_state() if after != before else None
+        if after == before:
+            return None
+        self._which = rng.moved(before, after)
+        return rng.capture_state()
 
     def _encoded(self, batch: Any) -> EncodedBatch:
         steady = self._making.steady
@@ -141,6 +143,10 @@ class Fetches:
                 self._making.want()
         recipe = self._making.recipe(batch) if self._making.wanted else None
         return self._encoder.encode(batch, recipe, steady=steady)
+
+    def _moves_as_much(self, recipe: Recipe | None) -> bool:
+        """Whether making the batch again moves every generator that the fetch has moved."""
+        return recipe is not None and recipe.worker is None and self._which <= recipe.random.keys()
 
     def random_now(self) -> str:
         """The hash of the generators' state."""
@@ -152,7 +158,9 @@ class Fetches:
         self._left = self._left or left
         if self._keep:
             encoded = self._encoded(batch)
-            self._now, self.size = Fetched(encoded, self._moved), encoded.size
+            # Inside a loop a batch that is made again moves the generators as it did; what ran before one is not run again.
+            again = not self._left and self._moves_as_much(encoded.recipe)
+            self._now, self.size = Fetched(encoded, None if again else self._moved), encoded.size
         else:
             self.size = batch_size(batch)
 

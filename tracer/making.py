@@ -168,7 +168,10 @@ class Making:
             self._page[_MOVED] = 1
         if begun.recipe is None:
             return None
-        recipe = _moved_only(begun.recipe, begun.before, after)
+        assert begun.before is not None
+        assert after is not None
+        used = rng.moved(begun.before, after)
+        recipe = replace(begun.recipe, random={name: s for name, s in begun.recipe.random.items() if name in used})
         if here == self._pid:
             self._last = (batch, recipe)
             return None
@@ -196,12 +199,6 @@ def _noted(fetcher: Any, index: Any, worker: Any) -> Recipe | None:
     own = {path: rng.generator_state(found) for path, found in own_generators(fetcher).items()}
     told = None if worker is None else (worker.id, worker.num_workers, worker.seed)
     return Recipe(index, rng.capture_state(), own, told)
-
-
-def _moved_only(recipe: Recipe, before: rng.Rng | None, after: rng.Rng | None) -> Recipe:
-    """Without the generators that were not used."""
-    used = {n: s for n, s in recipe.random.items() if getattr(before, n, None) != getattr(after, n, None)}
-    return replace(recipe, random=used)
 
 
 @contextlib.contextmanager
@@ -322,8 +319,7 @@ def again(iterator: Any, recipe: Recipe) -> tuple[Any, str | None]:
     with contextlib.ExitStack() as stack:
         if recipe.worker is not None:
             stack.enter_context(_as_worker(recipe.worker, fetcher.dataset))
-        if recipe.random:
-            rng.restore_state({**rng.capture_state(), **recipe.random})
+        rng.restore_some(recipe.random)
         here = own_generators(fetcher)
         for path, state in recipe.own.items():
             if path in here:

@@ -81,6 +81,12 @@ class Rng:
         return digest.hexdigest()
 
 
+def moved(before: Rng, after: Rng) -> set[str]:
+    """The names, as in `capture_state`, of the generators that moved between two snapshots."""
+    names = ("torch", "python", "numpy", "cuda")
+    return {name for name in names if getattr(before, name) != getattr(after, name)}
+
+
 class RngReader:
     """Takes snapshots of the global generators of this process; while none moves it is the same snapshot again."""
 
@@ -171,6 +177,12 @@ def restore_state(state: dict[str, Any]) -> None:
     put_generator_state(_numpy_generator(), state["numpy"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def restore_some(state: dict[str, Any]) -> None:
+    """As `restore_state`, of some of the generators: the others stay as they are."""
+    if state:
+        restore_state({**capture_state(), **state})
 
 
 def portable_state() -> dict[str, Any]:

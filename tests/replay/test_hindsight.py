@@ -115,6 +115,15 @@ class TestStored:
         done = hindsight(digits, mean_win, steps=[1, 2])
         assert done.verdicts == {"stored": 2}
 
+    def test_its_file_may_read_what_lies_beside_it(self, digits, tmp_path):
+        (tmp_path / "limit.txt").write_text("3")
+        text = (
+            "from pathlib import Path\nLIMIT = float((Path(__file__).parent / 'limit.txt').read_text())\n"
+            "def over(step):\n    return step.loss * 0 + LIMIT + float((Path(__file__).parent / 'limit.txt').read_text())\n"
+        )
+        done = hindsight(digits, f"{write(tmp_path, text)}:over", steps=[1])
+        assert done.scalars["over"].tolist() == [6.0]
+
     def test_steps_that_there_are_not_are_refused(self, digits):
         with pytest.raises(StepError, match="0:30"):
             hindsight(digits, mean_win, steps=[29, 30])
