@@ -65,7 +65,7 @@ class LateSeries(CaptureSeries):
 
         try:
             return zarr.open_group(str(self._path), mode="r")
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DamageError(
                 f"{self._path} cannot be read: {error}; ask the function again", path=self._path
             ) from None

@@ -21,7 +21,7 @@ import pytest
 from replay import hindsight
 from tests.tracer.synthetic import make_trace
 from tests.trust.opened import opened
-from tests.trust.survey import DAMAGED, KEYS, PARTS, TRUE_STEPS, digest, part_of, survey
+from tests.trust.survey import DAMAGED, KEYS, PARTS, TRUE_STEPS, ask, digest, part_of, survey
 from tracer import addenda, manifest, open_trace
 from tracer.damage import damages
 from tracer.errors import DamageError, RewindError
@@ -370,6 +370,24 @@ def test_late_arrays_of_which_a_chunk_is_gone_are_not_filled_up(tmp_path):
     chunk.unlink()
     with open_trace(path) as trace, pytest.raises(DamageError, match="missing: ask the function again"):
         trace.captures["late/row"][3]
+
+
+def test_a_late_group_of_plain_zarr_is_damaged_in_words(tmp_path):
+    """zarr itself reads it, and has errors of its own for what it finds there."""
+    path = tmp_path / "t"
+    annotated(path)
+    group = next(file for file in (path / "hindsight").glob("*.zarr/zarr.json"))
+    whole = group.read_bytes()
+    assert b'"group"' in whole
+    with open_trace(path) as trace:
+        true = digest(trace.captures["late/row"][3])
+    answers = set()
+    for place in range(len(whole)):
+        group.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with open_trace(path) as trace:
+            answers.add(ask(lambda: trace.captures["late/row"][3])[: len(DAMAGED)])
+    assert answers <= {DAMAGED, true[: len(DAMAGED)]}
+    assert len(answers) == 2
 
 
 def test_an_older_trace_lists_nothing_and_opens(tmp_path):
