@@ -36,6 +36,10 @@ class Channel:
         message = json.loads(self._connection.recv_bytes())
         return message, [self._connection.recv_bytes() for _ in range(message.pop("parts"))]
 
+    def fileno(self) -> int:
+        """The descriptor that is readable when something has come."""
+        return self._connection.fileno()
+
     def close(self) -> None:
         """Close this end."""
         self._connection.close()

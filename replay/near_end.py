@@ -157,6 +157,7 @@ class ProcessEnd(NearEnd):
         # What others have changed of one's own trace is not given to its program.
         looked_up = variables.read(trace.path, self.session, ours=origin.is_ours(trace.manifest))
         env = looked_up.given(environment.child_environment(trace.manifest.environment))
+        env |= options.pop("meeting", {})
         env.pop("PYTEST_CURRENT_TEST", None)  # other in each test: each would have a nursery of its own
         env["PYTHONPATH"] = os.pathsep.join(p for p in (str(_ROOT), env.get("PYTHONPATH", "")) if p)
         text = json.dumps({**options, "scratch": str(self.scratch)})
@@ -168,6 +169,10 @@ class ProcessEnd(NearEnd):
     def last_words(self) -> str:
         text = (self.scratch / "output.txt").read_text(errors="replace").strip()
         return text[-400:].replace("\n", " | ")
+
+    def kill(self) -> None:
+        """End the process at once; `close` is still to be called."""
+        self._nursery.ended(self._pid, kill=True)
 
     def close(self) -> None:
         with contextlib.suppress(OSError, EOFError):

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from replay.causes import Context
-from replay.near_end import NearEnd, ProcessEnd, ThreadEnd
+from replay.near_end import NearEnd, ThreadEnd
+from replay.ranks import Ranks
 from replay.sandbox import held_back
 from replay.timeline import Plan, Span, plan
 from replay.verdict import Verdict
@@ -64,6 +65,7 @@ class Session:
         self.trace = trace if isinstance(trace, Trace) else open_trace(trace)
         self._owns = not isinstance(trace, Trace)
         self._past = Past(self.trace)
+        self._ranks = Ranks(self.trace)
         self._program, self._anyway = program, anyway
         self.context = self._check(anyway, current_source)
         self._spans = spans(self.trace)
@@ -260,7 +262,7 @@ class Session:
         found = self.trace.keyframes
         if found and not self._past.keyframe(found[-1])[0].get("placeable", True):
             return []
-        return found
+        return self._ranks.common(found)
 
     def _go(self, way: Plan, attempt: int = 0) -> Message:
         """Send the engine on `way`; start a new one where the program must begin afresh, each time with a little more patience."""
@@ -297,7 +299,7 @@ class Session:
         self._stop()
         span = next(s for s in self._spans if s.session == session)
         options = {**vars(span), "hurry": hurry, "stay": stay, "context": asdict(self.context), **self._engine_options}
-        make = ThreadEnd if self._program is not None else ProcessEnd
+        make = ThreadEnd if self._program is not None else self._ranks.start
         self._engine = make(self.trace, options, self._program)
         self._at = None
 
@@ -319,6 +321,7 @@ class Session:
     def close(self) -> None:
         """End the program and remove its scratch folder."""
         self._stop()
+        self._ranks.close()
         if self._owns:
             self.trace.close()
 

@@ -13,11 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from tracer import ranks
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _ENV_PREFIXES = ("OMP_", "MKL_", "KMP_", "ATEN_", "CUBLAS_", "TORCH_", "PYTORCH_", "NVIDIA_TF32")
-_ENV_NAMES = ("PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES")
+_ENV_NAMES = (
+    *("PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES"),
+    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
+)
 
 _FLAGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "threads": (torch.get_num_threads, torch.set_num_threads),
@@ -57,7 +62,14 @@ def snapshot() -> dict[str, Any]:
     """Return the environment of this process as JSON."""
     env = {k: v for k, v in os.environ.items() if k.startswith(_ENV_PREFIXES) or k in _ENV_NAMES}
     flags = {name: get() for name, (get, _) in _FLAGS.items()}
-    return {**_fixed(), **flags, "interop_threads": torch.get_num_interop_threads(), "env": env, "argv0": sys.argv[0]}
+    return {
+        **_fixed(),
+        **flags,
+        **ranks.facts(),
+        "interop_threads": torch.get_num_interop_threads(),
+        "env": env,
+        "argv0": sys.argv[0],
+    }
 
 
 def restore(recorded: dict[str, Any]) -> list[str]:

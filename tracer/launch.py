@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tracer import program, terminal_bar
+from tracer import program, ranks, terminal_bar
 from tracer.errors import ProgramError
 from tracer.options import Options
 from tracer.recorder import Recorder, status_of
@@ -45,13 +45,14 @@ def record_script(
     """Run a script (or, with `module`, a module) under the recorder; return its exit code.
 
     `batch_bytes`: batches that do not come again are stored whole until they have taken so much, then how they were made.
+    Where torchrun has started it as one rank of several, it records into out/rank-<n>.
     `pause_at`: hold before this step (but not before the first). `flight`: only the last steps in full, see
     `tracer.flight`. What it prints is printed, what it raises is shown as Python shows it. `out` defaults to
     runs/<name>-<first free number>.
     Raise ProgramError if it cannot be found or never trains, UsageError if `out` exists.
     """
     found = program.find(target, argv, module=module)
-    path = Path(out) if out is not None else free_path(Path("runs"), Path(target).stem if not module else target)
+    path = _place(out, target if module else Path(target).stem)
     options = Options(
         every=every,
         detail=detail,
@@ -86,6 +87,12 @@ def record_script(
     if not recorder.trained and code == 0:
         raise ProgramError(f"{target} ended without training: no optimizer stepped, there is nothing to record")
     return code
+
+
+def _place(out: str | Path | None, name: str) -> Path:
+    if out is not None:
+        return ranks.place(Path(out))
+    return free_path(Path("runs"), name) if ranks.here() is None else ranks.place(ranks.shared_path(Path("runs"), name))
 
 
 def _exit_code(error: BaseException) -> int:

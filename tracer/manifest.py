@@ -136,7 +136,8 @@ def read(path: Path) -> Manifest:
         data = target.read_bytes()
         raw = json.loads(data)
     except FileNotFoundError:
-        raise NotATraceError(f"{path} is no trace: it has no trace.json", path=path) from None
+        hint = f"; it holds the ranks of a run: {path}/rank-0 is one" if (Path(path) / "rank-0").is_dir() else ""
+        raise NotATraceError(f"{path} is no trace: it has no trace.json{hint}", path=path) from None
     except (OSError, ValueError, RecursionError) as error:
         raise NotATraceError(f"{target} cannot be read: {error}", path=path) from None
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
