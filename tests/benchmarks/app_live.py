@@ -7,6 +7,7 @@ as the record has it, to the page's text of the newest step (`head`), and to all
 Cost: 784-64-784, one thread, --detail replay, as fast as it goes, watched by ten pages of one app without a browser,
 all following and redrawing; they are stopped and let go on in turns of 1.5 s, and the steps of both kinds of turns are
 counted: the ratio of step times is that of two neighbouring turns, its median has a 95 % interval from the order of them.
+The CPU time of a step says the same where others use the machine, too; what the readers' process uses comes on top.
 Crash: from SIGKILL of the run to the page's badge, five times.
 Opens: the trace of a small run of some 170 steps a second, of which 128 at a time are sealed, is opened 500 times a
 second for a minute, or as often as it can be, and each time all its steps must be there, once each.
@@ -96,19 +97,25 @@ def cost(seconds: float) -> None:
                 while time.time() < end:
                     for on in (False, True):
                         os.kill(readers.pid, signal.SIGCONT if on else signal.SIGSTOP)
-                        begun = time.time()
+                        time.sleep(0.2)
+                        begun, before = time.time(), _cpu(run.process.pid)
                         time.sleep(TURN)
-                        turns.append((on, begun + 0.3, time.time()))
+                        turns.append((begun, time.time(), _cpu(run.process.pid) - before))
                 used = _cpu(readers.pid)
                 os.kill(readers.pid, signal.SIGKILL)
         with open_trace(home / "t") as trace:
             times = [when for (when,) in trace.sql("select time from steps order by step").fetchall()]
-    rates = [sum(a <= t < b for t in times) / (b - a) for _, a, b in turns]
-    ratios = sorted(alone / watched for alone, watched in zip(rates[::2], rates[1::2], strict=True))
-    median, low, high = _middle(ratios)
-    alone, watched = statistics.median(rates[::2]), statistics.median(rates[1::2])
-    print(f"steps a second: alone {alone:.0f}, {READERS} readers {watched:.0f}, in turns of {TURN} s")
-    print(f"step time with over without, median of {len(ratios)} pairs: {median:.3f} (95 %: {low:.3f} to {high:.3f})")
+    counts = [sum(a <= t < b for t in times) for a, b, _ in turns]
+    for what, costs in (
+        ("wall time", [(b - a) / count for (a, b, _), count in zip(turns, counts, strict=True)]),
+        ("CPU of the training process", [cpu / count for (_, _, cpu), count in zip(turns, counts, strict=True)]),
+    ):
+        alone, watched = costs[::2], costs[1::2]
+        median, low, high = _middle(sorted(b / a for a, b in zip(alone, watched, strict=True)))
+        each = f"{1000 * statistics.median(alone):.2f} ms alone, {1000 * statistics.median(watched):.2f} with {READERS} readers"
+        print(
+            f"a step's {what}: {each}; ratio, median of {len(alone)} pairs: {median:.3f} (95 %: {low:.3f} to {high:.3f})"
+        )
     print(f"the readers' process used {used:.1f} s of CPU, {len(times)} steps in all")
 
 
