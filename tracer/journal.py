@@ -7,6 +7,7 @@ Room: tracer. May touch: tail/ of its trace.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
@@ -26,6 +27,9 @@ Sections = Sequence[tuple[str, Sequence[Buffer], str | None]]
 ROLL_STEPS = 2048
 ROLL_BYTES = 64 << 20
 SYNC_SECONDS = 5.0
+RESERVE_BYTES = 1 << 30
+"""So much of the disk (of a small one a twentieth) is the program's own: a recording must not be why a checkpoint fails."""
+_LOOK_BYTES = 16 << 20
 _RETRY_SECONDS = 1.0
 _OWED = frozenset({"layout", "state", "samples", "epoch", "event"})
 """Records that later ones need, or that count: they are kept while the disk refuses, and written first when it takes."""
@@ -51,6 +55,7 @@ class Journal:
         self._failed_at = 0.0
         self._first_step = self._next_step = first_step
         self.written = 0
+        self._next_look = _LOOK_BYTES
         self.all_lost: list[list[int]] = []
         self._owed: list[tuple[dict[str, Any], list[tuple[str, list[Buffer], str | None]]]] = []
         self._owed_bytes = 0
@@ -107,11 +112,13 @@ class Journal:
         self._roll_steps = ROLL_STEPS
 
     def append(self, header: dict[str, Any], sections: Sections = ()) -> bool:
-        """Write one record; return whether the disk took it. After a refusal it is tried again once a second, no oftener."""
+        """Write one record; return whether the disk took it. After a refusal it is tried once a second, no oftener."""
         if self.failure is not None and time.monotonic() - self._failed_at < _RETRY_SECONDS:
             self._owe(header, sections)
             return False
         try:
+            if self.failure is not None or self.written >= self._next_look:
+                self._leave_reserve()
             if self.failure is not None:
                 self._recover()
             self.written += self._tail.append(header, sections)
@@ -120,6 +127,16 @@ class Journal:
             self._owe(header, sections)
             return False
         return True
+
+    def _leave_reserve(self) -> None:
+        """Raise OSError where so little of the disk is left that it is the program's own."""
+        try:
+            disk = shutil.disk_usage(self._path)
+        except OSError:
+            return  # It is gone: writing says so.
+        if disk.free < min(RESERVE_BYTES, disk.total // 20):
+            raise OSError(errno.ENOSPC, f"only {disk.free >> 20} MB of the disk are left, for the program's own files")
+        self._next_look = self.written + _LOOK_BYTES
 
     def _fail(self, error: OSError) -> None:
         self._failed_at = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -51,3 +52,23 @@ def test_weights_that_were_asked_for_are_kept(tmp_path, crowded, caplog, asked):
     with tracer.open_trace(tmp_path / "t") as trace:
         assert list(trace.stored_states) == list(range(21))
     assert not caplog.messages
+
+
+def test_the_last_of_the_disk_is_left_to_the_program(tmp_path, monkeypatch, caplog):
+    """A recording that would fill the disk stops writing before, says so, and goes on when there is room again."""
+    usage = SimpleNamespace(total=100 << 30, free=100 << 30)
+    monkeypatch.setattr("tracer.journal.shutil.disk_usage", lambda path: usage)
+    monkeypatch.setattr("tracer.journal._LOOK_BYTES", 0)
+    monkeypatch.setattr("tracer.journal._RETRY_SECONDS", 0.0)
+
+    def fill(step, model, loss):
+        usage.free = (1 << 30) - 1 if 5 <= step < 10 else 100 << 30
+
+    with caplog.at_level(logging.WARNING, "rewind"), tracer.record(tmp_path / "t"):
+        train(epochs=3, each=fill)
+    assert "only 1023 MB of the disk are left, for the program's own files" in caplog.text
+    assert "works again" in caplog.text
+    with tracer.open_trace(tmp_path / "t") as trace:
+        ((lost,),) = trace.sql("select detail from events where kind = 'dropped'").fetchall()
+        assert lost.startswith("5-9: ")
+        assert trace.sql("select count(*) from steps").fetchall() == [(10,)]
