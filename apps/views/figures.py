@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import panel as pn
 from bokeh.events import Tap
-from bokeh.models import ColorBar, ColumnDataSource, CustomJSTickFormatter, HoverTool, Span
+from bokeh.models import ColorBar, ColumnDataSource, CustomJSTicker, CustomJSTickFormatter, HoverTool, Span
 from bokeh.plotting import figure
 
 if TYPE_CHECKING:
@@ -37,6 +37,34 @@ const gap = ticks.length > 1 ? Math.min(...ticks.slice(1).map((t, i) => Math.abs
 const digits = gap > 0 ? Math.min(12, Math.max(4, 2 + Math.ceil(Math.log10(size / gap)))) : 4;
 if (size < 1e-4 || size >= 1e5) return tick.toExponential(digits - 2).replace(/\\.?0+e/, "e");
 return String(Number(tick.toPrecision(digits)));
+"""
+
+
+# Round numbers over the whole of a logarithmic axis, however many decades or how little of one it shows: at most eight.
+_ROUND = """
+const low = Math.min(cb_data.start, cb_data.end), high = Math.max(cb_data.start, cb_data.end);
+if (!(low > 0) || !Number.isFinite(high)) return [];
+const first = Math.floor(Math.log10(low)), last = Math.ceil(Math.log10(high));
+const decades = (mantissas, stride) => {
+  const found = [];
+  for (let e = first; e <= last; e++) if (e % stride === 0) for (const m of mantissas) {
+    const tick = Number(`${m}e${e}`);
+    if (tick >= low && tick <= high) found.push(tick);
+  }
+  return found;
+};
+for (const mantissas of [[1, 2, 3, 4, 5, 6, 7, 8, 9], [1, 2, 3, 5, 7], [1, 2, 5], [1, 3], [1]]) {
+  const found = decades(mantissas, 1), close = Math.log10(high / low) / 10;
+  if (found.length <= 8 && found.length > 2 && found.every((tick, i) => !i || Math.log10(tick / found[i - 1]) > close)) return found;
+}
+for (let stride = 2; last - first > 8; stride++) {
+  const found = decades([1], stride);
+  if (found.length <= 8) return found;
+}
+const rough = (high - low) / 5, size = 10 ** Math.floor(Math.log10(rough));
+const step = [1, 2, 5, 10].map((m) => m * size).find((s) => s >= rough), found = [];
+for (let i = Math.ceil(low / step); i * step <= high; i++) found.push(Number((i * step).toPrecision(12)));
+return found;
 """
 
 
@@ -74,6 +102,9 @@ def chart(title: str, x: str, y: str, *, height: int = 240, log: bool = False, *
     plot.x_range.syncable = plot.y_range.syncable = False
     plot.yaxis.formatter = plain_numbers()
     plot.xaxis.formatter = plain_numbers() if options.get("x_axis_type") == "log" else plot.xaxis[0].formatter
+    for axis, grid, kind in ((plot.yaxis, plot.ygrid, "y_axis_type"), (plot.xaxis, plot.xgrid, "x_axis_type")):
+        if options.get(kind) == "log":
+            axis.ticker = grid.ticker = CustomJSTicker(major_code=_ROUND)
     if hasattr(plot.xaxis[0].formatter, "use_scientific"):
         plot.xaxis[0].formatter.use_scientific = False
     return plot

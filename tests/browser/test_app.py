@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from apps.views import figures
 from tests.browser import chromium
 from tests.tracer.synthetic import make_trace
 
@@ -258,6 +259,23 @@ def test_the_four_questions_take_a_click_or_two(open_page):  # S4.9
     click("Which images cause the most trouble?", "batch")
     page.wait_for_function("() => new URL(location).searchParams.get('batch.sort') === 'loss_per_sample'")
     page.get_by_text("Features that score highest on it").wait_for()
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "wanted"),
+    [
+        (0.0004, 0.03, [0.0005, 0.001, 0.002, 0.005, 0.01, 0.02]),
+        (300, 2500, [300, 500, 700, 1000, 2000]),
+        (88, 155, [100, 120, 140]),
+        (1e-9, 1e9, [1e-9, 1e-6, 1e-3, 1, 1e3, 1e6, 1e9]),
+        (-1, 5, []),
+    ],
+)
+def test_logarithmic_axes_have_round_numbers_all_over(chrome, low, high, wanted):  # S2.3
+    page = chrome.new_page()
+    code = figures._ROUND
+    assert page.evaluate(f"(cb_data) => {{ {code} }}", {"start": low, "end": high}) == pytest.approx(wanted)
+    page.close()
 
 
 def test_what_was_set_is_undone_and_comes_with_the_link(open_page):
