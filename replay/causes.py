@@ -40,8 +40,12 @@ def likely_cause(context: Context, problems: list[str], past: Past, k: int) -> s
     if problems:
         return f"not everything could be put back: {problems[0]}"
     holes = past.holes(k)
+    compiled = past.compiled
     if holes:
-        return f"hidden state that was not recorded: {holes[0]}"
+        also = " (or a kernel that torch.compile chose by what it had compiled before)" if compiled else ""
+        return f"hidden state that was not recorded: {holes[0]}{also}"
+    if compiled:
+        return "torch.compile: which kernels run depends on what was compiled before, and was not put back"
     if str(past.trace.manifest.environment.get("device_name") or "None") != "None":
         return "a nondeterministic kernel (see torch.use_deterministic_algorithms)"
     return "the program uses something that is not recorded: a clock, files, the system's randomness, or a nondeterministic kernel"

@@ -24,7 +24,7 @@ from replay.engine import Engine, StopProgram
 from replay.file_view import FileView
 from replay.sandbox import Sandbox
 from replay.timeline import Span
-from tracer import active, environment, frames, hooks, program, rng, stdin
+from tracer import active, compiled, environment, frames, hooks, program, rng, stdin
 from tracer.past import Past
 from tracer.trace import Trace, open_trace
 
@@ -137,12 +137,22 @@ def _sources(trace: Trace, options: dict[str, Any]) -> Callable[[str], bytes | N
     return lambda file: text if file == trace.manifest.program.path else read(file)
 
 
+def _compiler_cache() -> list[str]:
+    """What inductor compiled for the recording it need not compile anew; under the scratch folder it would be."""
+    folder = compiled.cache_folder()
+    if not os.path.isdir(folder):
+        return []
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    return [folder]
+
+
 def main(arguments: list[str]) -> None:
     """Serve one program until it is closed."""
     descriptor, path, text = int(arguments[0]), Path(arguments[1]), arguments[2]
     options = json.loads(text)
     channel = Channel(Connection(descriptor))
-    fence.put_up(Path(options["scratch"]), options.get("writable", ()))
+    writable = [*options.get("writable", ()), *_compiler_cache()]
+    fence.put_up(Path(options["scratch"]), writable)
     with open_trace(path) as trace:
         facts = trace.manifest
         environment.restore(facts.environment)
@@ -150,7 +160,7 @@ def main(arguments: list[str]) -> None:
         RecordedImports(read).install()
         recorded = replace(facts.program, argv=facts.sessions[options["session"]].argv)
         view = FileView(trace, options["session"])
-        sandbox = Sandbox(Path(options["scratch"]), options.get("writable", ()), view)
+        sandbox = Sandbox(Path(options["scratch"]), writable, view)
         os.chdir(recorded.cwd)
         frames.add_program_folder(os.path.dirname(recorded.path or "."))
         stdin.give(trace.path, options["session"], Path(options["scratch"]))

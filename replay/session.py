@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from replay.causes import Context
+from replay.compilations import Compilations
 from replay.near_end import NearEnd, ThreadEnd
 from replay.ranks import Ranks
 from replay.sandbox import held_back
@@ -66,6 +67,7 @@ class Session:
         self._owns = not isinstance(trace, Trace)
         self._past = Past(self.trace)
         self._ranks = Ranks(self.trace)
+        self._compilations = Compilations(self._past)
         self._program, self._anyway = program, anyway
         self.context = self._check(anyway, current_source)
         self._spans = spans(self.trace)
@@ -171,6 +173,7 @@ class Session:
             self._travel(self.position)
         message = self._retry({"do": "step", "count": count})
         verdicts = [Verdict(**found) for found in message["verdicts"]]
+        self._compilations.ran(self.position, self.position + len(verdicts))
         self._at = self.position = self.position + len(verdicts)
         self.verdict = verdicts[-1]
         if "error" in message:
@@ -254,8 +257,19 @@ class Session:
 
     def _travel(self, k: int) -> None:
         way = plan(k, self._keyframes(), self._spans, at=self._at)
+        if way.keyframe is not None and way.keyframe != self._at and self._compilations.steps:
+            self._compile_as_then(way.keyframe)
         message = self._go(way)
         self._at = self.position = int(message["at"])
+
+    def _compile_as_then(self, start: int) -> None:
+        """Before state `start` is put in place, the program is to have compiled what the run had."""
+        if self._compilations.beyond(start):
+            self._stop()
+        for step in self._compilations.missing(start):
+            self._go(plan(step, self._keyframes(), self._spans))
+            self._ask({"do": "step", "count": 1}, raises=False)
+            self._compilations.ran(step, step + 1)
 
     def _keyframes(self) -> list[int]:
         """The keyframes that a program can be put to: with an iterator whose place cannot be set, only its natural start."""
@@ -271,6 +285,7 @@ class Session:
             self._start(way.session, hurry=attempt < 2, stay=attempt > 2)
         message, _ = self._ask({"do": "seek", "k": way.k, "keyframe": way.keyframe}, raises=False)
         if "error" not in message:
+            self._compilations.ran(way.k - way.forward, way.k)
             return message
         self._stop()
         if attempt >= 3:
@@ -315,6 +330,7 @@ class Session:
 
     def _stop(self) -> None:
         engine, self._engine, self._at = self._engine, None, None
+        self._compilations.afresh()
         if engine is not None:
             engine.close()
 

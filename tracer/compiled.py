@@ -10,7 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import gc
+import getpass
+import os
+import re
 import sys
+import tempfile
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +82,27 @@ class _Entrances:
 
     wanted: list[Enter] = []
     contexts: weakref.WeakSet[Any] = weakref.WeakSet()
+    compilations = 0
+
+
+class History:
+    """At which steps something was compiled: which kernels a later step runs depends on what came before it."""
+
+    def __init__(self) -> None:
+        self._count = _Entrances.compilations
+        self.steps: list[int] = []
+
+    def note(self, step: int) -> None:
+        """Step `step` is over."""
+        if self._count != _Entrances.compilations:
+            self._count = _Entrances.compilations
+            self.steps.append(step)
+
+
+def cache_folder() -> str:
+    """Where inductor keeps what it has compiled."""
+    user = re.sub(r'[\\/:*?"<>|]', "_", getpass.getuser())
+    return os.environ.get("TORCHINDUCTOR_CACHE_DIR") or os.path.join(tempfile.gettempdir(), f"torchinductor_{user}")
 
 
 def watch(enter: Enter) -> Callable[[], None]:
@@ -134,7 +159,8 @@ def _loading(original: Callable, stack: contextlib.ExitStack) -> Callable:
 
 
 def _notice(stack: contextlib.ExitStack) -> None:
-    from torch._dynamo import eval_frame as dynamo  # noqa: PLC0415  it is loaded
+    from torch._dynamo import callback  # noqa: PLC0415  it is loaded
+    from torch._dynamo import eval_frame as dynamo  # noqa: PLC0415
 
     kind = dynamo._TorchDynamoContext
     original = kind.__init__
@@ -147,10 +173,22 @@ def _notice(stack: contextlib.ExitStack) -> None:
     kind.__init__ = init
     stack.callback(setattr, kind, "__init__", original)
     stack.callback(_forget)
+    handler = callback.callback_handler
+    handler.register_start_callback(_compiles)
+    stack.callback(_off, handler)
     if any(backend is not None for backend in getattr(dynamo, "cached_backends", {None: True}).values()):
         for found in gc.get_objects():
             if issubclass(type(found), kind):
                 _add(found)
+
+
+def _compiles(*args: Any) -> None:
+    _Entrances.compilations += 1
+
+
+def _off(handler: Any) -> None:
+    with contextlib.suppress(ValueError):  # the program may have taken off all
+        handler.remove_start_callback(_compiles)
 
 
 def _add(context: Any) -> None:

@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import xxhash
 
+from tracer.compiled import cache_folder
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
@@ -52,6 +54,7 @@ class FileLog:
         """Nothing is written before there is something to say."""
         self._folder = os.path.join(trace, "files")
         self._own = str(trace)
+        self._compiler = cache_folder() + os.sep
         self._log, self._typed = str(log_file(trace, session)), str(stdin_file(trace, session))
         self._pid = os.getpid()
         self._lock = threading.RLock()
@@ -161,7 +164,7 @@ class FileLog:
             return None
         full = os.path.abspath(os.fsdecode(path))
         own = full == self._own or full.startswith((self._own + os.sep, *_NEITHER))
-        return None if own or _OURS in full else full
+        return None if own or _OURS in full or full.startswith(self._compiler) else full
 
     def _before(self, full: str) -> str | None:
         """What is lost where the run read it and did not make it itself."""

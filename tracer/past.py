@@ -125,6 +125,12 @@ class Past:
         frame = self.trace.keyframe_at_or_before(k)
         return [] if frame is None else list(self.keyframe(frame)[0]["holes"])
 
+    @property
+    def compiled(self) -> tuple[int, ...]:
+        """The steps at which torch.compile compiled something, as far as the last keyframe knows."""
+        frames = self.trace.keyframes
+        return tuple(self.keyframe(frames[-1])[0].get("compiled", ())) if frames else ()
+
     def source(self, path: str) -> bytes | None:
         """The recorded text of the program's file at `path`, or None if it is none of its own. Raise MissingDataError."""
         name = self.trace.manifest.program.sources.get(path)

@@ -296,6 +296,7 @@ class StepRecorder:
             now.keyframe.tree["leader"] = self._leader_path()
             now.keyframe.tree["inner"] = self._fetches.has_batch
             now.keyframe.tree["files"] = files.position()
+            now.keyframe.tree["compiled"] = list(self.writing.compiled.steps)
             self._pace.took(self.step, time.perf_counter() - started)
 
     @property
@@ -353,6 +354,7 @@ class StepRecorder:
         """Note all that the step's record will say."""
         assert self._reader is not None
         assert self._state is not None
+        self.writing.compiled.note(self.step)
         size = int(now.logs.pop("batch_size", 0)) or now.batch_size
         epoch, index, kept = now.epoch, None, True
         if not interrupted:

@@ -11,6 +11,7 @@ import logging
 import time
 from typing import TYPE_CHECKING, Any
 
+from tracer.compiled import History
 from tracer.emission import Emission
 from tracer.tail import checksum
 
@@ -35,6 +36,7 @@ class Writing:
         self.journal: Journal | None = None
         self._session = session
         self.emission = Emission(every, session, self.append)
+        self.compiled = History()
 
     @property
     def failure(self) -> OSError | None:
