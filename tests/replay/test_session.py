@@ -385,7 +385,8 @@ def test_spans_of_a_resumed_run(tmp_path):  # S1.3
 class Nothing:
     """A past without facts of its own."""
 
-    def __init__(self, holes=(), device=None):
+    def __init__(self, holes=(), device=None, compiled=()):
+        self.compiled = compiled
         environment = {"device_name": device}
         self.trace = type("T", (), {"manifest": type("M", (), {"environment": environment})})
         self._holes = holes
@@ -401,6 +402,7 @@ class Nothing:
         (Context({}, ["train.py"], True), ["x"], Nothing(), "source changed"),
         (Context({}, ["train.py"], False), ["a: cannot"], Nothing(["b"]), "could be put back: a: cannot"),
         (Context(), [], Nothing(["main.file (io.TextIOWrapper)"]), "hidden state"),
+        (Context(), [], Nothing(compiled=(0, 4)), "torch.compile"),
         (Context(), [], Nothing(device="H200"), "nondeterministic kernel"),
         (Context(), [], Nothing(), "not recorded"),
     ],
