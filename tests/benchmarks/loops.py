@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from sklearn.datasets import load_digits
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torchvision.models import resnet18
 
 After = Callable[[nn.Module, torch.optim.Optimizer, torch.Tensor], None]
 
@@ -83,3 +84,89 @@ def convnet(steps: int, after: After = nothing) -> None:
         loss.backward()
         optimizer.step()
         after(model, optimizer, loss)
+
+
+def resnet(steps: int, after: After = nothing) -> None:
+    """torchvision's ResNet-18, 11 M parameters, on 32 images of 3x64x64, SGD with momentum."""
+    torch.manual_seed(0)
+    model = resnet18(num_classes=10)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    images, labels = torch.randn(256, 3, 64, 64), torch.randint(0, 10, (256,))
+    for k in range(steps):
+        chosen = torch.arange(32) + 32 * (k % 8)
+        loss = nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        after(model, optimizer, loss)
+
+
+class Transformer(nn.Module):
+    """A GPT of 4 layers, width 256, 8 heads, a vocabulary of 512 and windows of 128 tokens."""
+
+    def __init__(self) -> None:
+        """With the parameters that torch draws."""
+        super().__init__()
+        self.tokens, self.places = nn.Embedding(512, 256), nn.Embedding(128, 256)
+        layer = nn.TransformerEncoderLayer(256, 8, 1024, dropout=0.1, batch_first=True, norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+        self.head = nn.Linear(256, 512)
+        self.register_buffer("mask", nn.Transformer.generate_square_subsequent_mask(128))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        """Token ids [B, 128] to logits [B, 128, 512]."""
+        hidden = self.tokens(ids) + self.places(torch.arange(ids.shape[1]))
+        return self.head(self.layers(hidden, mask=self.mask, is_causal=True))
+
+
+def gpt(steps: int, after: After = nothing) -> None:
+    """`Transformer`, 3.5 M parameters, on 8 windows that are drawn by hand, AdamW."""
+    torch.manual_seed(0)
+    model = Transformer()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4)
+    text = torch.randint(0, 512, (100_000,))
+    for _ in range(steps):
+        starts = torch.randint(len(text) - 129, (8,))
+        windows = torch.stack([text[i : i + 129] for i in starts.tolist()])
+        logits = model(windows[:, :-1])
+        loss = nn.functional.cross_entropy(logits.reshape(-1, 512), windows[:, 1:].reshape(-1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        after(model, optimizer, loss)
+
+
+class Cropped(Dataset):
+    """512 images of 3x72x72, cut to 64x64 at a random place and mirrored at random: no batch comes twice."""
+
+    def __init__(self) -> None:
+        """Noise: nothing compresses it."""
+        self.images = torch.rand(512, 3, 72, 72, generator=torch.Generator().manual_seed(0))
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        top, left, mirrored = torch.randint(0, 8, (3,)).tolist()
+        image = self.images[index][:, top : top + 64, left : left + 64]
+        return image.flip(-1) if mirrored < 4 else image, index % 10
+
+
+def augmented(steps: int, after: After = nothing) -> None:
+    """A small convnet on batches of 64 that never come again: a step of 40 ms and more."""
+    torch.manual_seed(0)
+    body = [nn.Conv2d(3, 16, 3, 2), nn.ReLU(), nn.Conv2d(16, 32, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(4)]
+    model = nn.Sequential(*body, nn.Flatten(), nn.Linear(512, 10))
+    optimizer = torch.optim.Adam(model.parameters())
+    batches = DataLoader(Cropped(), 64, shuffle=True)
+    done = 0
+    while done < steps:
+        for images, labels in batches:
+            loss = nn.functional.cross_entropy(model(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            after(model, optimizer, loss)
+            done += 1
+            if done >= steps:
+                break

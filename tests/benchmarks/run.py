@@ -1,6 +1,6 @@
 """`make bench`: what Rewind costs and how fast it answers, beside its peers, in one run; a table in Markdown, and JSON.
 
-    python -m tests.benchmarks.run [--quick] [--out FOLDER]
+    python -m tests.benchmarks.run [--quick] [--only PART] [--out FOLDER]
 
 Costs are wall-clock ratios to the bare loop, the two in turn, everything counted from entering the recording to the end of its drain;
 the median of the repetitions, with minimum and maximum. One torch thread, so that a core is spare.
@@ -26,7 +26,7 @@ import tracer
 from replay import Session
 from tests.benchmarks.figures import Figure, figure, table, timed
 from tests.benchmarks.growth import growth
-from tests.benchmarks.loops import After, autoencoder, convnet, loader
+from tests.benchmarks.loops import After, augmented, autoencoder, convnet, gpt, loader, resnet
 from tests.benchmarks.peers import PEERS
 
 Loop = Callable[..., None]
@@ -74,23 +74,39 @@ def costs(folder: Path, *, quick: bool) -> list[Figure]:
         ("Rewind, detail full", {"detail": "full"}, "1.15"),
         ("Rewind, detail metrics", {"detail": "metrics"}, ""),
     ):
-        run = recording(autoencoder, steps, folder / "ae", **options)
-        rows.append(figure(f"autoencoder: {name}", "x", ratio_of(autoencoder, steps, repeats, run), target))
-        size = sum(f.stat().st_size for f in (folder / "ae").rglob("*") if f.is_file()) / steps
-        rows.append(figure(f"autoencoder: {name}, bytes a step", "KB", [size / 1000]))
+        rows += one_cost(f"autoencoder: {name}", autoencoder, (steps, repeats), folder / "ae", target, **options)
     for name, peer in PEERS.items():
         run = against(peer, autoencoder, steps // 4, folder / "peer")
         rows.append(figure(f"autoencoder: {name}", "x", ratio_of(autoencoder, steps // 4, min(repeats, 3), run)))
-    run = recording(loader, steps, folder / "loader", detail="replay")
-    rows.append(
-        figure("autoencoder by a DataLoader: Rewind, detail replay", "x", ratio_of(loader, steps, repeats, run), "1.05")
-    )
-    slow = 20 if quick else 60
-    run = recording(convnet, slow, folder / "conv", detail="replay")
-    rows.append(
-        figure("convnet, 50 ms and more: Rewind, detail replay", "x", ratio_of(convnet, slow, repeats, run), "1.02")
-    )
+    name = "autoencoder by a DataLoader: Rewind, detail replay"
+    rows += one_cost(name, loader, (steps, repeats), folder / "loader", "1.05", detail="replay")
     return rows
+
+
+def slow_costs(folder: Path, *, quick: bool) -> list[Figure]:
+    """The same for loops whose step takes 40 ms and more."""
+    steps = 20 if quick else 60
+    rows = []
+    for name, loop, count, target, options in (
+        ("convnet, 1.6 M parameters", convnet, steps, "1.02", {}),
+        ("ResNet-18, 11 M parameters", resnet, steps, "1.01", {}),
+        ("GPT, 4 layers, d=256", gpt, steps, "1.01", {}),
+        ("augmented images, stored whole", augmented, 3 * steps, "", {"weights": False, "batch_bytes": 1 << 50}),
+        ("augmented images, how they were made", augmented, 3 * steps, "", {"weights": False, "batch_bytes": 0}),
+    ):
+        options = {"detail": "replay", **options}
+        rows += one_cost(f"{name}: Rewind, detail replay", loop, (count, 3), folder / "slow", target, **options)
+    return rows
+
+
+def one_cost(
+    name: str, loop: Loop, size: tuple[int, int], path: Path, target: str, **options: Any
+) -> tuple[Figure, Figure]:
+    """The ratio of a recorded loop to the bare one, `size` (steps, repeats), and the bytes that a step takes, keyframes and all."""
+    steps, repeats = size
+    ratios = ratio_of(loop, steps, repeats, recording(loop, steps, path, **options))
+    stored = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    return figure(name, "x", ratios, target), figure(f"{name}, bytes a step", "KB", [stored / steps / 1000])
 
 
 def replaying(folder: Path, *, quick: bool) -> list[Figure]:
@@ -113,12 +129,17 @@ def replaying(folder: Path, *, quick: bool) -> list[Figure]:
     ]
 
 
+PARTS = {"costs": costs, "slow": slow_costs, "growth": growth, "replay": replaying}
+
+
 def main() -> None:
     """Measure, print the table, keep both forms in the folder asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few minutes instead of a quarter of an hour")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
+    parser.add_argument("--only", choices=sorted(PARTS), help="one part of it")
     options = parser.parse_args()
+    parts = PARTS.values() if options.only is None else [PARTS[options.only]]
     torch.set_num_threads(1)
     machine = (
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}"
@@ -126,7 +147,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows: list[Figure] = []
-        for part in (costs, growth, replaying):
+        for part in parts:
             rows += part(folder, quick=options.quick)
             print(table(rows[-1:]), file=sys.stderr)
     options.out.mkdir(parents=True, exist_ok=True)
