@@ -141,8 +141,10 @@ class Engine:
         self._target = Target(k, start, restored=here, kind="seek")
 
     def _started_wrong(self, start: int | None) -> bool:
-        """Before the program has run, state `at` is only where it will naturally start; a keyframe must be put in place."""
-        return start is not None and self._fresh and self.registry is None
+        """Whether state `at` is not to be taken as it is: the program has not run yet, or it is what a step left that diverged."""
+        if start is None or (self._fresh and self.registry is None):
+            return start is not None
+        return not self._judge.chain and start in self.past.keyframes
 
     def _on_step(self, message: Message, parts: list[bytes]) -> None:
         assert self.at is not None
@@ -171,19 +173,18 @@ class Engine:
         self._send_tensors({name: t.grad for name, t in found if t.grad is not None})
 
     def _on_batch(self, message: Message, parts: list[bytes]) -> None:
-        """Send the batch of the step that is next, made again; a program that has not run yet runs to where it can be."""
+        """Send batches made again, for the step that is next; a program that has not run yet runs to where they can be."""
         assert self.at is not None
         if self.boundary.fetching is None:
             self._target = Target(self.at, None, restored=True, kind="seek")
             return
-        if self.remade.copy(self.at) is None:
-            self.remade.prepare(self.at, self.boundary.fetching)
-        self._send_tensors(self.remade.copy(self.at))
+        batches, problem = self.remade.shown(self.at, message["of"], self.boundary.fetching)
+        self._send_tensors(batches, problem=problem)
 
-    def _send_tensors(self, tensors: Any) -> None:
+    def _send_tensors(self, tensors: Any, **more: Any) -> None:
         buffers: list[bytes | memoryview] = []
         node = values.encode(tensors, buffers)
-        self._channel.send({"value": node}, [bytes(b) for b in buffers])
+        self._channel.send({"value": node, **more}, [bytes(b) for b in buffers])
 
     def _reply_arrived(self) -> None:
         self._target = None

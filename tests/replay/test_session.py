@@ -428,3 +428,20 @@ def test_a_keyframe_that_was_tampered_with_is_not_believed(tmp_path, monkeypatch
         assert verdict.kind == "diverged"
         assert verdict.tensor in ("weight", "loss")
         assert verdict.max_ulp
+
+
+def test_after_a_step_that_diverged_the_very_next_keyframe_is_put_in_place(scribe, tmp_path):
+    """A program seeded by the clock: its first step cannot be made again, all others can."""
+    (tmp_path / "train.py").write_text(
+        "import time\n"
+        "import torch\n"
+        "torch.manual_seed(time.time_ns() % 100000)\n"
+        "model = torch.nn.Linear(3, 1)\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "for _ in range(6):\n"
+        "    optimizer.zero_grad()\n"
+        "    (model(torch.randn(4, 3)) ** 2).mean().backward()\n"
+        "    optimizer.step()\n"
+    )
+    trace = scribe.record(tmp_path / "t", tmp_path / "train.py")
+    assert [verdict.kind for verdict in verify(trace).verdicts] == ["diverged", *["verified"] * 5]
