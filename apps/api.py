@@ -54,7 +54,7 @@ MOST_NUMBERS: Final = 2_000_000
 MOST_WATCHED: Final = 256
 _FOLDERS = re.compile(r"(?<![\w.])/(?!debug/|export/)(?:[^\s/:'\"]+/)+")
 """Where files lie is nobody's business who asks over the network."""
-_INTEGER = re.compile(r"-?\d{1,15}")
+_INTEGER = re.compile(r"-?[0-9]{1,15}")
 
 
 @dataclass
@@ -168,7 +168,7 @@ class Guarded(RequestHandler):
 
     def integer(self, name: str, otherwise: int | None = None) -> int:
         """A whole number of the query; 422 for anything else, and where it is missing and needed."""
-        text = self.get_query_argument(name, None)
+        text = self.get_query_argument(name, None, strip=False)
         if text is None and otherwise is not None:
             return otherwise
         if text is None or not _INTEGER.fullmatch(text):
@@ -458,7 +458,7 @@ class Trajectories(Guarded):
         self.answer({**facts, "trajectories": lines, "died_at": deaths})
 
     def _features(self, run: Recorded) -> Sequence[int]:
-        text = self.get_query_argument("features", None)
+        text = self.get_query_argument("features", None, strip=False)
         if text is None:
             return self._places.of(run).watched
         words = text.split(",") if text else []

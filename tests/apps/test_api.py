@@ -147,6 +147,10 @@ def test_stepping_moves_through_the_record_and_stops_at_its_ends(api):
         (404, "trajectories?run=bare"),
         (422, "state?step=x"),
         (422, "state?step=1e3"),
+        (422, "state?step=7%C2%85"),  # what Tornado would strip
+        (422, "state?step=%207"),
+        (422, "state?step=%EF%BC%97"),  # a 7, as wide as a sign
+        (422, "trajectories?features=1%20"),
         (422, "cosine_matrix"),
         (422, "step_data/force_detail"),
         (422, "trajectories?features=1,x"),
