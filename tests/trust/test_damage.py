@@ -43,8 +43,11 @@ def sealed(path: Path) -> None:
 
 
 def half_sealed(path: Path) -> None:
-    """Two segments are sealed, the rest lies in a tail; a second session supersedes the end."""
-    make_trace(path, 18, 3, 70, roll=8, grads=True, sessions=((14, 6),), seal=False, per_epoch=10)
+    """Two segments are sealed, the rest lies in a tail; a second session supersedes the end.
+
+    Four features: tensors are packed at multiples of eight bytes, and what lies between them in a tail is nobody's.
+    """
+    make_trace(path, 18, 4, 70, roll=8, grads=True, sessions=((14, 6),), seal=False, per_epoch=10)
     TailSealer(path).seal(0, rolled_only=True)
 
 
@@ -64,7 +67,7 @@ TRACES = {"sealed": sealed, "half sealed": half_sealed, "annotated": annotated}
 
 def tiny(path: Path) -> None:
     """All that a trace may have, and as little of each as can be: one segment, a tail, two sessions."""
-    make_trace(path, 3, 1, 2, roll=2, grads=True, sessions=((2, 2),), seal=False, per_epoch=2)
+    make_trace(path, 3, 2, 2, roll=2, grads=True, sessions=((2, 2),), seal=False, per_epoch=2)
     TailSealer(path).seal(0, rolled_only=True)
 
 
