@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 from replay import host
 from replay.channel import Channel, Message, Parked
+from replay.file_view import FileView
+from replay.sandbox import Sandbox
 from tracer import environment, origin, rng, variables
 from tracer.errors import ReplayError
 from tracer.trace import Trace, open_trace
@@ -199,7 +201,7 @@ class ProcessEnd(NearEnd):
 
 
 class ThreadEnd(NearEnd):
-    """A function in a thread of this process; what it writes, it writes for good."""
+    """A function in a thread of this process; what that thread writes goes to the scratch folder, as a process's does."""
 
     def __init__(self, trace: Trace, options: dict[str, Any], program: Callable[[], Any]) -> None:
         """Start the thread; it waits for its first command."""
@@ -210,8 +212,8 @@ class ThreadEnd(NearEnd):
         self._far = far
         environment.restore(trace.manifest.environment)
         self._thread = threading.Thread(
-            target=host.run_program,
-            args=(open_trace(trace.path), Parked(far), options, lambda: _call(program)),
+            target=_run,
+            args=(trace.path, Parked(far), options, program, self.scratch),
             name="rewind engine",
             daemon=True,
         )
@@ -232,6 +234,15 @@ class ThreadEnd(NearEnd):
         self._thread.join(timeout=30)
         self._far.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
+
+
+def _run(trace: Path, channel: Parked, options: dict[str, Any], program: Callable[[], Any], scratch: Path) -> None:
+    """Run the function; what other threads write, its own helpers' among it, is none of the sandbox's."""
+    with open_trace(trace) as opened:
+        view = FileView(opened, options["session"])
+        sandbox = Sandbox(scratch, options.get("writable", ()), view, thread=threading.get_ident())
+        with sandbox.entered():
+            host.run_program(opened, channel, options, lambda: _call(program), sandbox)
 
 
 def _call(program: Callable[[], Any]) -> None:

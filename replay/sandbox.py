@@ -15,6 +15,7 @@ import io
 import os
 import shutil
 import tempfile
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,12 +41,15 @@ _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 class Sandbox:
     """Redirects the writes of this process to `scratch`."""
 
-    def __init__(self, scratch: Path, writable: Sequence[str] = (), view: FileView | None = None) -> None:
+    def __init__(
+        self, scratch: Path, writable: Sequence[str] = (), view: FileView | None = None, *, thread: int | None = None
+    ) -> None:
         """`scratch` exists and is ours; so are the `writable` folders: a branch that is being recorded.
 
-        `view`: how the files were that are not written here.
+        `view`: how the files were that are not written here. `thread`: redirect what this thread does, in a process that others share.
         """
         self.view = view or FileView()
+        self._thread = thread
         self._scratch = str(scratch.resolve())
         self._writable = tuple(os.path.abspath(folder) for folder in writable)
         self._files = os.path.join(self._scratch, "files")
@@ -82,20 +86,32 @@ class Sandbox:
     def entered(self) -> Iterator[None]:
         """Redirect while the block runs."""
         os.makedirs(self._files, exist_ok=True)
-        (Path(self._scratch) / "tmp").mkdir(exist_ok=True)
-        tempfile.tempdir = os.path.join(self._scratch, "tmp")
-        os.environ.update(_OFFLINE, TMPDIR=tempfile.tempdir)
+        before = {name: os.environ.get(name) for name in (*_OFFLINE, "MLFLOW_TRACKING_URI")}
+        if self._thread is None:
+            (Path(self._scratch) / "tmp").mkdir(exist_ok=True)
+            tempfile.tempdir = os.environ["TMPDIR"] = os.path.join(self._scratch, "tmp")
+        os.environ.update(_OFFLINE)
         if not _is_folder(os.environ.get("MLFLOW_TRACKING_URI", "")):
             os.environ["MLFLOW_TRACKING_URI"] = f"file://{self._scratch}/mlflow"
         self._stand_in()
         with contextlib.ExitStack() as stack:
-            stack.callback(setattr, tempfile, "tempdir", None)
+            stack.callback(self._leave, before)
             for owner, name, make in self._patches():
                 original = getattr(owner, name)
                 setattr(owner, name, make(original))
                 stack.callback(setattr, owner, name, original)
             stack.enter_context(native_writers.redirected(self))
             yield
+
+    def _leave(self, before: dict[str, str | None]) -> None:
+        """A process of its own ends soon; in one that others share the variables are again as they were."""
+        if self._thread is None:
+            tempfile.tempdir = None
+            return
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
     def _patches(self) -> list[tuple[Any, str, Callable[[Any], Any]]]:
         opening = [(builtins, "open", self._open), (io, "open", self._open), (os, "open", self._os_open)]
@@ -131,6 +147,8 @@ class Sandbox:
     def _place(self, path: Any) -> str | None:
         """Where writes to `path` go; None where they may go where they say."""
         full = _full(path)
+        if self._thread is not None and threading.get_ident() != self._thread:
+            return None
         if full.startswith((self._scratch + os.sep, *_DEVICES)) or full == os.devnull:
             return None
         if any(full == folder or full.startswith(folder + os.sep) for folder in self._writable):
