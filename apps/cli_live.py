@@ -225,7 +225,7 @@ def _batch(run: Control, trace: Path) -> dict[str, Any]:
 
     with open_trace(trace) as opened:
         try:
-            return dict(leaves(opened.batch(opened.steps - 1)))
+            return dict(leaves(opened.stored_batch(opened.steps - 1)))
         except MissingDataError:
             return run.peek("batch")
 

@@ -295,7 +295,7 @@ def _sample_ids(trace: Trace, k: int) -> np.ndarray | None:
     except MissingDataError:
         pass
     try:
-        batch = trace.batch(k)
+        batch = trace.stored_batch(k)
     except MissingDataError:
         return None
     first = batch[0] if isinstance(batch, (list, tuple)) and batch else batch
@@ -307,7 +307,7 @@ def _sample_ids(trace: Trace, k: int) -> np.ndarray | None:
 def _labels(trace: Trace, k: int) -> np.ndarray | None:
     """The whole numbers of a batch of (inputs, labels)."""
     try:
-        batch = trace.batch(k)
+        batch = trace.stored_batch(k)
     except MissingDataError:
         return None
     parts = batch if isinstance(batch, (list, tuple)) else ()

@@ -126,7 +126,8 @@ def lacks(run: Recorded, step: int) -> list[str]:
         run.trace.grads(step)
     except RewindError:
         found.append("grads")
-    found += ["batch"] if run.trace.record(step).get("batch") is None else []
+    header = run.trace.record(step)
+    found += ["batch"] if header.get("batch") is None or "made" in header else []
     return [*found, *(["captures"] if run.trace.manifest.detail != "full" else [])]
 
 

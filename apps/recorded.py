@@ -87,7 +87,7 @@ class Recorded(Scalars):
 
     def _batch(self, k: int) -> Any:
         try:
-            return self.trace.batch(k)
+            return self.trace.stored_batch(k)
         except MissingDataError:
             known = self._peeked[k].batch if k in self._peeked else None
             if known is None:
@@ -99,7 +99,7 @@ class Recorded(Scalars):
     def makes_batch(self, k: int) -> bool:
         """Whether step `k`, run again, makes the batch that was not stored."""
         try:
-            return "made" in self.trace.record(self.check(k))
+            return bool(self.trace.made_for(self.check(k)))
         except (MissingDataError, StepError):
             return False
 

@@ -194,7 +194,7 @@ class _Pair:
             # Stored is how they were made, and a digest of what came of it.
             made = [r["made"]["node"]["digest"] if "made" in r else None for r in (x, y)]
             return "the batch differs" if None not in made and made[0] != made[1] else None
-        one, other = (list(leaves(t.batch(k))) for t in self._traces)
+        one, other = (list(leaves(t.stored_batch(k))) for t in self._traces)
         if len(one) != len(other):
             return f"the batches have {len(one)} and {len(other)} parts"
         for i, (p, q) in enumerate(zip(one, other, strict=True)):

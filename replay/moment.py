@@ -58,7 +58,7 @@ class StoredMoment:
     @cached_property
     def batch(self) -> Any:
         """The batch, as the loop got it."""
-        return self._stored(lambda: self._trace.batch(self.step))
+        return self._stored(lambda: self._trace.stored_batch(self.step))
 
     @cached_property
     def state(self) -> Mapping[str, torch.Tensor]:

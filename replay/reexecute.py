@@ -1,4 +1,4 @@
-"""States that were not stored, by re-execution: what `trace.state(k)` falls back on (entry point group `rewind.reexecute`).
+"""States and batches that were not stored, by re-execution: what `trace.state` and `trace.batch` fall back on (entry points).
 
 Room: replay. Keeps one warm engine for each open trace of this process, until the trace is closed.
 """
@@ -6,7 +6,7 @@ Room: replay. Keeps one warm engine for each open trace of this process, until t
 from __future__ import annotations
 
 import atexit
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from replay.session import Session
 
@@ -19,11 +19,20 @@ _warm: dict[Trace, Session] = {}
 
 def state(trace: Trace, k: int) -> State:
     """Return state `k` of `trace`. Raise StepError, ReplayError."""
+    return _session(trace).seek(k).state
+
+
+def batch(trace: Trace, k: int) -> Any:
+    """Return the batch of step `k` of `trace`, made again. Raise StepError, ReplayError."""
+    return _session(trace).seek(k).batch
+
+
+def _session(trace: Trace) -> Session:
     session = _warm.get(trace)
     if session is None:
         session = _warm[trace] = Session(trace)
         trace.on_close(lambda: _close(trace))
-    return session.seek(k).state
+    return session
 
 
 def _close(trace: Trace) -> None:

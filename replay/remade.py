@@ -5,7 +5,6 @@ Room: replay. May touch: the program's dataset and the random generators, as `tr
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, Any
 
 from tracer import making, rng
@@ -49,9 +48,30 @@ class Remade:
         self.problem = before
         return fits
 
-    def copy(self, k: int) -> Any:
-        """A copy of the batch of step `k`, which was made beforehand; None if none was."""
-        return copy.deepcopy(self._ready[1]) if self._ready is not None and self._ready[0] == k else None
+    def shown(self, k: int, wanted: list[tuple[int, int | None]], iterator: Any) -> tuple[list[Any], str | None]:
+        """The batches of the fetches `wanted` (see `Trace.made_for`), and why one is not the recorded one; step `k` is next.
+
+        The generators stay as they are; what is made is made once, and for the step itself kept.
+        """
+        kept, self.problem = self.problem, None
+        before = rng.capture_state()
+        batches = [self._shown(k, at, skipped, iterator) for at, skipped in wanted]
+        rng.restore_state(before)
+        found = self.problem or kept
+        self.problem = kept or (self.problem if self._ready is not None and self._ready[0] == k else None)
+        return batches, found
+
+    def _shown(self, k: int, at: int, skipped: int | None, iterator: Any) -> Any:
+        if skipped is not None:
+            return self.real(self._past.fetched(at, "skipped", skipped)[0], iterator)
+        recipe = self._past.recipe(at)
+        if recipe is None:
+            return self._past.batch(at)
+        if at != k:
+            return self.real(recipe, iterator)
+        self.prepare(k, iterator)
+        assert self._ready is not None
+        return self._ready[1]
 
     def batch(self, k: int, iterator: Any) -> Any:
         """The batch of step `k`, made again; the generators are as the fetch left them. None if it was stored whole."""

@@ -121,13 +121,22 @@ class Session:
 
     @property
     def batch(self) -> Any:
-        """The batch of the step that would run next; where it was not stored, made again by the program. Raise MissingDataError."""
-        if "made" not in self.trace.record(self.position):
-            return self.trace.batch(self.position)
+        """The batch of the step that would run next; where it was not stored, made again by the program.
+
+        Raise MissingDataError; ReplayError where the program's dataset now gives another one.
+        """
+        made = self.trace.made_for(self.position)
+        if not made:
+            return self.trace.stored_batch(self.position)
         self._travel(self.position)
-        found = self._ask({"do": "batch"})
-        message, parts = found if "value" in found[0] else self._ask({"do": "batch"})
-        return values.decode(message["value"], parts.__getitem__)
+        found = self._ask({"do": "batch", "of": made})
+        message, parts = found if "value" in found[0] else self._ask({"do": "batch", "of": made})
+        if message["problem"] is not None:
+            raise ReplayError(
+                f"the batch of step {self.position} cannot be made again: {message['problem']}", step=self.position
+            )
+        batches = values.decode(message["value"], parts.__getitem__)
+        return batches[0] if len(batches) == 1 else batches
 
     @property
     def captures(self) -> dict[str, torch.Tensor]:

@@ -79,6 +79,10 @@ class BranchTrace(Trace):
         """As Trace."""
         return self.parent.batch(k) if self._is_before(k) else super().batch(k)
 
+    def stored_batch(self, k: int) -> Any:
+        """As Trace."""
+        return self.parent.stored_batch(k) if self._is_before(k) else super().stored_batch(k)
+
     def extra_batches(self, k: int) -> list[Any]:
         """As Trace."""
         return self.parent.extra_batches(k) if self._is_before(k) else super().extra_batches(k)

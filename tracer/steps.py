@@ -143,7 +143,7 @@ class StepRecorder:
     @property
     def _peeked(self) -> bool:
         """Whether only the paused process itself could show what the step was fed."""
-        return self._peekable and self.live is not None
+        return self.live is not None and (self._peekable or self.making.wanted)
 
     @property
     def _will_hold(self) -> bool:

@@ -137,21 +137,21 @@ class Trace:
         """
         segment = self._chain.with_state(k)
         if segment is None:
-            return self._reexecute(k)
+            return self._reexecute("state", k)
         layout, words = segment.words(k)
         return stored.State(k, self.fingerprint(k), stored.unpack(layout, words))
 
-    def _reexecute(self, k: int) -> State:
+    def _reexecute(self, what: str, k: int) -> Any:
         if not origin.may_run(self.path, self.manifest):
             raise UsageError(
-                f"{self.path}: state {k} was not stored, and to re-execute it runs the program of a trace that lacks the mark "
+                f"{self.path}: {what} {k} was not stored, and to re-execute it runs the program of a trace that lacks the mark "
                 "of one that you recorded here: look at its source/, then seek it with replay.Session",
                 step=k,
                 path=self.path,
             )
-        engines = list(entry_points(group="rewind.reexecute"))
+        engines = list(entry_points(group="rewind.reexecute", name=what))
         if not engines:
-            raise MissingDataError(f"{self.path}: state {k} was not stored, and nothing can re-execute it", step=k)
+            raise MissingDataError(f"{self.path}: {what} {k} was not stored, and nothing can re-execute it", step=k)
         return engines[0].load()(self, k)
 
     def fingerprint(self, k: int) -> str | None:
@@ -217,14 +217,35 @@ class Trace:
     def batch(self, k: int) -> Any:
         """The batch of step `k`, nested as the loop got it; a list of them where it fetched several, to train on each.
 
-        Raise StepError, MissingDataError.
+        One of which only how it was made is stored is made again, by the program itself (see `state`). Raise StepError,
+        MissingDataError, and what re-execution raises.
         """
-        header = self.record(k)
-        found = self._fetched_before(k, header) if self._is_asked_ahead(k) else [(k, header, "")]
+        if any("made" in fetched for _, fetched, _ in self._trained_on(k)):
+            return self._reexecute("batch", k)
+        return self.stored_batch(k)
+
+    def stored_batch(self, k: int) -> Any:
+        """As `batch`, and nothing is re-executed. Raise StepError, MissingDataError."""
+        found = self._trained_on(k)
         if not found or any(fetched.get("batch") is None for _, fetched, _ in found):
             raise MissingDataError(f"{self.path}: the batch of step {k} was not recorded", step=k)
         batches = [self._decode_batch(at, f["batch"], f.get("inline", ()), prefix) for at, f, prefix in found]
         return batches[0] if len(batches) == 1 else batches
+
+    def made_for(self, k: int) -> list[tuple[int, int | None]]:
+        """Where the fetches are that step `k` was trained on: the step each belongs to, and its number among the skipped ones.
+
+        Empty where the trace has them all. Raise StepError.
+        """
+        found = self._trained_on(k)
+        if not any("made" in fetched for _, fetched, _ in found):
+            return []
+        return [(at, int(prefix[1:-1]) if prefix else None) for at, _, prefix in found]
+
+    def _trained_on(self, k: int) -> list[tuple[int, dict[str, Any], str]]:
+        """The fetches that step `k` was trained on, as (step, fetch, prefix of its sections)."""
+        header = self.record(k)
+        return self._fetched_before(k, header) if self._is_asked_ahead(k) else [(k, header, "")]
 
     def _is_asked_ahead(self, k: int) -> bool:
         """Whether the loader at step `k` was asked one batch ahead, as the last keyframe within a loop over one shows."""

@@ -42,7 +42,7 @@ def rerun(session: Any, k: int) -> Rerun:
     started = time.perf_counter()
     session.seek(k)
     before = dict(session.state)
-    batch = session.batch if "made" in session.trace.record(k) else None
+    batch = session.batch if session.trace.made_for(k) else None
     verdict = session.step()
     seconds = time.perf_counter() - started
     states = {k: before, k + 1: dict(session.state)}

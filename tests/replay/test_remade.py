@@ -15,7 +15,8 @@ import tracer
 from apps.cli import run
 from replay import Session, hindsight
 from tests.replay.drive import seek_about
-from tracer.errors import MissingDataError
+from tracer import values
+from tracer.errors import MissingDataError, ReplayError
 
 PROGRAMS = Path(__file__).parents[1] / "programs"
 
@@ -77,11 +78,11 @@ def test_other_loops_are_verified_too(tmp_path: Path, name: str) -> None:
 
 
 def test_the_batch_is_given_by_the_program(recipes: Path) -> None:
-    """A session gives the batch of any step, twice the same, and a step taken after that is verified; a reader says why not."""
+    """A session gives the batch of any step, twice the same, and a step taken after that is verified; so does a trace."""
     with tracer.open_trace(recipes) as trace, Session(trace) as session:
         k = made(trace)[-2]
         with pytest.raises(MissingDataError, match="made again"):
-            trace.batch(k)
+            trace.stored_batch(k)
         session.seek(k)
         images, labels = session.batch
         again, _ = session.batch
@@ -90,6 +91,7 @@ def test_the_batch_is_given_by_the_program(recipes: Path) -> None:
         assert session.step().kind == "verified"
         session.back()
         assert torch.equal(session.batch[0], images)
+        assert torch.equal(trace.batch(k)[0], images)
 
 
 def test_hindsight_sees_the_batch(recipes: Path, tmp_path: Path) -> None:
@@ -140,3 +142,19 @@ def test_a_dataset_that_changed_is_named(tmp_path: Path, capsys: pytest.CaptureF
     said = capsys.readouterr().out
     assert "batch" in said
     assert "the dataset gives another batch" in said
+    with tracer.open_trace(out) as trace, pytest.raises(ReplayError, match="another batch"):
+        trace.batch(4)
+
+
+def test_a_paused_run_shows_the_batch_that_its_trace_lacks(tmp_path: Path) -> None:
+    """What the loop holds of the step is asked of the process."""
+    model = torch.nn.Linear(80, 2)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    data = torch.rand(24, 80)
+    with tracer.record(tmp_path / "t", batch_bytes=0) as recorder:
+        for k, batch in enumerate(torch.utils.data.DataLoader(data, 8)):
+            model(batch).sum().backward()
+            optimizer.step()
+            if k == 2:
+                node, buffers = recorder._steps._now.fed.stored()
+                assert torch.equal(values.decode(node, buffers.__getitem__), data[16:])
