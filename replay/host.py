@@ -24,7 +24,9 @@ from replay.engine import Engine, StopProgram
 from replay.file_view import FileView
 from replay.sandbox import Sandbox
 from replay.timeline import Span
-from tracer import active, compiled, environment, frames, hooks, program, rng, stdin
+from tracer import active, compiled, environment, files, frames, hooks, manifest, program, rng, stdin
+from tracer.branched import find_parent
+from tracer.errors import RewindError
 from tracer.past import Past
 from tracer.trace import Trace, open_trace
 
@@ -146,6 +148,19 @@ def _compiler_cache() -> list[str]:
     return [folder]
 
 
+def _read_by_the_parent(trace: Trace) -> list[str]:
+    """The files that a branch's program reads after it has written them: a branch has no log of them."""
+    parent = trace.manifest.parent
+    if parent is None:
+        return []
+    with contextlib.suppress(RewindError):
+        place = find_parent(trace.path, parent)
+        sessions = manifest.read(place).sessions
+        events = files.events(place, sessions[-1].session)[1] if sessions else []
+        return sorted({event[1] for event in events if event[0] == "r"})
+    return []
+
+
 def main(arguments: list[str]) -> None:
     """Serve one program until it is closed."""
     descriptor, path, text = int(arguments[0]), Path(arguments[1]), arguments[2]
@@ -160,6 +175,8 @@ def main(arguments: list[str]) -> None:
         RecordedImports(read).install()
         recorded = replace(facts.program, argv=facts.sessions[options["session"]].argv)
         view = FileView(trace, options["session"])
+        for file in _read_by_the_parent(trace):
+            view.doubt(file, "what a branch's run wrote is not kept for its replay")
         sandbox = Sandbox(Path(options["scratch"]), writable, view)
         os.chdir(recorded.cwd)
         frames.add_program_folder(os.path.dirname(recorded.path or "."))

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import tracer
-from replay import Session, fence, verify
+from replay import Session, branch, fence, verify
 from tracer import files, stdin
 
 HOUSE = Path(__file__).parents[2]
@@ -193,3 +193,20 @@ def test_standard_input_is_given_again(home):
     kept = home / "1.trace/files/000.stdin"
     kept.write_bytes(b"2" + kept.read_bytes()[1:])
     assert stdin.read(home / "1.trace", 0) == b""
+
+
+def test_a_branch_that_diverges_over_a_file_of_its_own_says_so(scribe, tmp_path):
+    script = program(
+        tmp_path,
+        "import os",
+        """
+        if i % 3 == 2:
+            torch.save(model.state_dict(), "ck.pt")
+        if i % 3 == 0 and os.path.exists("ck.pt"):
+            model.load_state_dict(torch.load("ck.pt"))
+        """,
+    )
+    trace = scribe.record(tmp_path / "t", script)
+    branch(trace, tmp_path / "b", at=7, set={"optimizer.lr": "*0.5"})
+    first = verify(tmp_path / "b").first_divergence
+    assert "ck.pt: what a branch's run wrote is not kept" in first.cause
