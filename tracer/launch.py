@@ -85,7 +85,10 @@ def record_script(
     finally:
         recorder.close(status_of(error))
     if not recorder.trained and code == 0:
-        raise ProgramError(f"{target} ended without training: no optimizer stepped, there is nothing to record")
+        raise ProgramError(
+            f"{target} ended without training: no optimizer stepped, there is nothing to record (of processes that it starts"
+            " itself nothing is; those of torchrun are: torchrun --no-python rewind record)"
+        )
     return code
 
 
