@@ -114,12 +114,15 @@ class Fetches:
         if not self._keep:
             return native()
         before = self._reader.snapshot()
+        self._making.asked = True
         try:
             batch = native()
         except StopIteration:
             if extra:
                 self._extras.append(Fetched(None, self._after(before)))
             raise
+        finally:
+            self._making.asked = False
         moved = self._after(before)
         if extra:
             self._extras.append(Fetched(self._encoded(batch), moved))

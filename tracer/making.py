@@ -98,6 +98,8 @@ class Making:
         self._fetches = 0
         self._reader: tuple[int, rng.RngReader] | None = None
         self._last: tuple[Any, Recipe] | None = None
+        self.asked = False
+        """Whether what this process is making will be asked after: of what nobody does, nothing is noted or held."""
         self._off = False
 
     @property
@@ -158,7 +160,8 @@ class Making:
         before = self._random(here) if page[_WANTED] or not page[_MOVED] else None
         if before is not None and not page[_MOVED] and own_generators(fetcher):
             page[_MOVED] = 1
-        recipe = _noted(fetcher, index, worker) if page[_WANTED] else None
+        asked = self.asked or worker is not None
+        recipe = _noted(fetcher, index, worker) if page[_WANTED] and asked else None
         return None if before is None and recipe is None else _Begun(before, recipe)
 
     def _end(self, begun: _Begun, batch: Any, here: int) -> Recipe | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -59,6 +60,7 @@ def noting():
     """Recipes are noted."""
     found = making.Making()
     found.want()
+    found.asked = True
     with making.watched(found):
         yield found
 
@@ -164,3 +166,21 @@ def test_a_fork_that_is_no_worker_notes_nothing(noting: making.Making) -> None:
         batch = next(iter(DataLoader(Plain(), 8)))
         os._exit(0 if noting.recipe(batch) is None else 1)
     assert os.waitpid(pid, 0)[1] == 0
+
+
+def test_what_nobody_asks_after_is_not_held(tmp_path) -> None:
+    """A batch of a validation, which is no step, is the program's alone."""
+    seen = []
+
+    def collate(rows: list[torch.Tensor]) -> torch.Tensor:
+        batch = torch.stack(rows)
+        seen.append(weakref.ref(batch))
+        return batch
+
+    with tracer.record(tmp_path / "t", batch_bytes=0):
+        _train(DataLoader(Noisy(), 8))
+        with torch.no_grad():
+            for _batch in DataLoader(Plain(), 8, collate_fn=collate):
+                pass
+        del _batch
+        assert [ref() for ref in seen] == [None] * 3
