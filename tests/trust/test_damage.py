@@ -27,6 +27,7 @@ from tracer.damage import damages
 from tracer.errors import DamageError, RewindError
 from tracer.repair import repair
 from tracer.sealer import TailSealer, seal
+from tracer.tail import TailWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -402,6 +403,21 @@ def test_an_older_trace_lists_nothing_and_opens(tmp_path):
         assert trace.sql("select count(*) from metrics where name = 'norm'").fetchall() == [(TRUE_STEPS,)]
     shutil.rmtree(path / "hindsight")
     assert losses(path) == []
+
+
+def test_who_is_killed_while_a_file_is_begun_loses_one_step_and_no_more(tmp_path):
+    """The step before the file is written down after it was begun: no damage, and nothing of the elder session is hidden."""
+    path = tmp_path / "t"
+    make_trace(path, 6, 1, 2, roll=2, seal=False, sessions=((4, 1),), close=False)
+    tail = path / "tail" / "0001-000000.log"
+    begun = tail.with_name("0001-000001.log")
+    tail.unlink()
+    writer = TailWriter(begun)
+    writer.append({"kind": "begin", "session": 1, "seq": 1, "first_step": 5, "first_row": 256, "time": 0.0})
+    writer.close()
+    with open_trace(path) as trace:
+        assert trace.steps == 6, "the step that was lost had superseded nothing"
+        assert trace.damage() == []
 
 
 def test_the_last_segment_of_a_session_that_crashed_is_missed(tmp_path):
