@@ -98,6 +98,8 @@ class Making:
         self._fetches = 0
         self._reader: tuple[int, rng.RngReader] | None = None
         self._last: tuple[Any, Recipe] | None = None
+        self.wanted = False
+        """Whether recipes are noted."""
         self.asked = False
         """Whether what this process is making will be asked after: of what nobody does, nothing is noted or held."""
         self._off = False
@@ -107,14 +109,9 @@ class Making:
         """Whether datasets are asked by index, and making a batch has not used any randomness yet: an epoch gives them again."""
         return bool(self._page[_SEEN]) and not self._page[_MOVED]
 
-    @property
-    def wanted(self) -> bool:
-        """Whether recipes are noted."""
-        return bool(self._page[_WANTED])
-
     def want(self) -> None:
         """Note recipes from now on; batches that workers have made already come without."""
-        self._page[_WANTED] = 1
+        self._page[_WANTED] = self.wanted = True
 
     def recipe(self, batch: Any) -> Recipe | None:
         """How `batch`, which was fetched last, was made; None where that is not known."""

@@ -136,7 +136,7 @@ class StepRecorder:
         if self._registry is None or self.boundary.open or not self._wanted.feeds(module, self._now.inputs is None):
             return
         if self._replayable or self._will_hold:
-            self._take_inputs(model_inputs(args, frames.user_frame(sys._getframe(1))))
+            self._take_inputs(model_inputs(args, frames.user_frame(sys._getframe(1))), module)
         elif self._peeked:
             self._now.fed.add(list(args), copy=False)
 
@@ -150,8 +150,8 @@ class StepRecorder:
         """Whether it is known that the run will wait after the step that is open."""
         return self.live is not None and self.live.gate.will_hold
 
-    def _take_inputs(self, inputs: list[Any]) -> None:
-        """Without a DataLoader: what the model was given is the batch."""
+    def _take_inputs(self, inputs: list[Any], module: torch.nn.Module) -> None:
+        """Without a DataLoader: what the model was given is the batch, and what it was given last before a loss its size."""
         now = self._now
         if self._peeked:
             now.fed.add(inputs, copy=self._will_hold)
@@ -159,6 +159,8 @@ class StepRecorder:
             return
         if now.inputs is None:
             now.inputs, now.input_size = self._fetches.draft(), input_size(inputs)
+        elif not now.losses and next(module.parameters(), None) is not None:
+            now.input_size = input_size(inputs)
         if len(now.inputs) < MAX_INPUTS:
             now.inputs.add(inputs)
 

@@ -155,6 +155,20 @@ class TestNumbers:
         assert got == (pytest.approx(by_batch), pytest.approx(by_sample), 9)
         assert abs(by_batch - by_sample) > 1e-3
 
+    def test_a_pass_over_more_than_is_trained_on_is_not_the_batchs_size(self, path):  # S1.1
+        """As in PPO: a value pass over the whole rollout, with gradients on, then steps on parts of it."""
+        model = torch.nn.Linear(3, 1)
+        criterion = torch.nn.MSELoss()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with tracer.record(path):
+            for _rollout in range(2):
+                observations = torch.rand(64, 3)
+                returns = model(observations).detach()
+                for part in torch.arange(64).split(16):
+                    criterion(model(observations[part]).repeat(3, 1), returns[part].repeat(3, 1)).backward()
+                    optimizer.step()
+        assert {size for (size,) in rows(path, "select batch_size from steps")} == {16}
+
     def test_logged_scalars_and_a_batch_size_of_ones_own(self, path):  # S1.1
         with tracer.record(path):
             train(epochs=1, samples=8, each=lambda k, m, loss: tracer.log(acc=float(k), batch_size=10 - k))

@@ -334,7 +334,10 @@ class TestLibraries:
 
     def test_more_than_can_be_followed_is_said(self, monkeypatch):
         monkeypatch.setattr(walk, "MAX_SLOTS", 3)
+        many = 1, [2], {"three": 3}, 4.0
+        one, two, three, four = many
         found = slots()
+        assert (one, two, three, four) == many
         assert [slot.kind for slot in found.values()][-1] == "opaque"
         assert "3 things" in list(found)[-1]
 
