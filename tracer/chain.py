@@ -122,8 +122,9 @@ class Chain:
     def _has_superseded(self, session: int, first: int, own: list[Segment]) -> bool:
         """Whether it passed a step. One that began a segment further on did, and one that ended, and whose end is not there:
         what it wrote is lost, not undone. Of what cannot be read that is assumed."""
-        # A file is begun while the step before it is still to be written down: that one may be lost with who was killed then.
-        reached = first + (session not in self._ended())
+        # A file is begun while the step before it is still to be written down: that one may be lost with who was ended then.
+        finished = any(s.session == session and s.status == "finished" for s in self.manifest.sessions)
+        reached = first + (not finished)
         # The first with a step and the last say it mostly: the commits between need not be read for it.
         if any(segment.steps.runs or segment.first_step > reached for segment in own) or session in self._unreadable():
             return True

@@ -80,8 +80,8 @@ def _session(chain: Chain, facts: SessionFacts, own: list[Segment]) -> Iterator[
             yield f"{name}: steps {facts.first_step} to {held[0].steps.runs[0][0] - 1} are missing"
         passed = held[-1].steps.runs[-1][1] + 1 if held else facts.first_step
         begun = max((segment.first_step for segment in own), default=0)
-        # A file is begun while the step before it is still to be written down: whoever is killed then loses that one.
-        if begun > passed + (facts.status in ("running", "crashed")):
+        # A file is begun while the step before it is still to be written down: whoever is ended then loses that one.
+        if begun > passed + (facts.status != "finished"):
             yield f"{name}: steps {passed} to {begun - 1} are missing"
         yield from _end(name, facts, own, held)
     except DamageError as error:
