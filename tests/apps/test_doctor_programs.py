@@ -367,7 +367,7 @@ class TestWithoutStoredWeights:
         with tracer.record(tmp_path / "t", detail="replay", keyframe_every=8):
             program()
         with tracer.open_trace(tmp_path / "t") as trace, Session(trace, program=program) as session:
-            monkeypatch.setattr(trace, "_reexecute", lambda k: session.seek(k).state)
+            monkeypatch.setattr(trace, "_reexecute", lambda what, k: session.seek(k).state)
             assert "update_ratio" not in {finding.kind for finding in examine(trace)}
             assert "update_ratio" in {finding.kind for finding in examine(trace, reexecute=True)}
 
