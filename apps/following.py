@@ -101,7 +101,8 @@ class Following:
             self._ending = self._along  # The last steps of a run that is over are still gone along with.
             self._page.redraw()
             self._ending = False
-        self._along = self.on
+        # Of a run that is over steps may still come to light: who went along and has not turned back goes along with these, too.
+        self._along = self.on or (self._along and self.wanted)
 
     @property
     def _has_painted(self) -> bool:

@@ -35,6 +35,28 @@ def beating(viewer, condition):
         time.sleep(0.02)
 
 
+def test_who_went_along_sees_the_last_step_however_late_it_comes_to_light(tmp_path, monkeypatch):  # S2.2
+    path = tmp_path / "t"
+    with LiveRun(path, epochs=1000, batches=100) as live:
+        live.until_status("running")
+        viewer = Viewer(Runs([path]))
+        viewer.following.ready()
+        beating(viewer, lambda: viewer.selection.step > 2)
+        status = viewer.run.trace.status()
+        monkeypatch.setattr(type(viewer.run.trace), "status", lambda trace: {**status, "status": "finished"})
+        beating(viewer, lambda: not viewer.following.pulse.live)
+        beating(viewer, lambda: not viewer.following.on)
+        for _ in range(2):
+            at = viewer.run.last
+            beating(viewer, lambda at=at: viewer.following.pulse.look(now=True) or viewer.selection.step > at)
+        viewer.choose(step=1)
+        at = viewer.run.last
+        beating(viewer, lambda: viewer.following.pulse.look(now=True) or viewer.run.last > at)
+        viewer.following.beat()
+        assert viewer.selection.step == 1, "who turned back stays there"
+        viewer.close()
+
+
 def test_a_page_holds_steps_and_lets_go_of_a_run_of_little_detail(tmp_path):  # S4.1
     path = tmp_path / "t"
     with LiveRun(path, "--detail", "metrics", "--pause-at", "3", epochs=1000, batches=100) as live:
