@@ -79,7 +79,16 @@ def record(
     if last is not None and detail is not None:
         raise click.UsageError("--last keeps its steps in full and the rest as scalars: leave --detail out")
     from tracer.launch import record_script
+    from tracer.options import Options
 
+    options = Options(
+        every=every,
+        keyframe_every=keyframe_every,
+        detail=detail,
+        weights=weights,
+        batch_bytes=None if batch_mb is None else batch_mb << 20,
+        flight=None if last is None else _flight(last, when),
+    )
     return record_script(
         script,
         list(args),
@@ -87,13 +96,8 @@ def record(
         out=out,
         append=append,
         at=at,
-        every=every,
-        keyframe_every=keyframe_every,
-        detail=detail,
-        weights=weights,
-        batch_bytes=None if batch_mb is None else batch_mb << 20,
+        options=options,
         pause_at=pause_at,
-        flight=None if last is None else _flight(last, when),
     )
 
 

@@ -131,8 +131,9 @@ def conclusions(demo: Demo) -> list[str]:
 
 def _record(path: Path, arguments: list[str], *, overwrite: bool) -> None:
     from tracer.launch import record_script  # noqa: PLC0415 - imports torch
+    from tracer.options import Options  # noqa: PLC0415 - as above
 
-    code = record_script(str(SCRIPT), arguments, out=path, detail="full", overwrite=overwrite)
+    code = record_script(str(SCRIPT), arguments, out=path, options=Options(detail="full"), overwrite=overwrite)
     if code:
         raise UsageError(f"the demo's script ended with exit code {code}: see its message above")
 

@@ -48,7 +48,7 @@ class Following:
         """`turn` has a function called when it is the page's turn."""
         self._page, self._runs = page, runs
         self.wanted = True
-        self._along = self._ending = False
+        self._ending = False
         self._aside = Aside(turn)
         self._visible = False
         self._sent: tuple[float, Any] = (-1e9, None)
@@ -70,6 +70,7 @@ class Following:
         self.pulse.look(now=True)
         self.pulse.renew(now=True)
         self._drawn, self._was_live = self.pulse.generation, self.pulse.live
+        self._along = self.on
 
     def begin(self, *, wanted: bool) -> None:
         """The page shows another run, or its first: go along with it where that is wanted."""

@@ -126,8 +126,7 @@ def lacks(run: Recorded, step: int) -> list[str]:
         run.trace.grads(step)
     except RewindError:
         found.append("grads")
-    header = run.trace.record(step)
-    found += ["batch"] if header.get("batch") is None or "made" in header else []
+    found += ["batch"] if run.trace.record(step).get("batch") is None or run.makes_batch(step) else []
     return [*found, *(["captures"] if run.trace.manifest.detail != "full" else [])]
 
 

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final
 
 from tracer.errors import RewindError
-from tracer.journal import RESERVE_BYTES
+from tracer.journal import reserve
 from tracer.lost import lost_steps, worded
 
 if TYPE_CHECKING:
@@ -136,6 +136,6 @@ def refusal(path: Path) -> str:
     if disk.f_bavail == 0 or (disk.f_files and disk.f_favail == 0):
         return f"the disk of {path} is full"
     free = disk.f_bavail * disk.f_frsize
-    if free < min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // 20):
+    if free < reserve(disk.f_blocks * disk.f_frsize):
         return f"the disk of {path} has only {free >> 20} MB left, for the program's own files"
     return ""

@@ -20,7 +20,7 @@ class Remade:
     def __init__(self, past: Past) -> None:
         """By the recipes of `past`."""
         self._past = past
-        self._ready: tuple[int, Any, dict[str, Any]] | None = None
+        self._ready: tuple[int, Recipe, Any, dict[str, Any]] | None = None
         self.problem: str | None = None
 
     def prepare(self, k: int, iterator: Any) -> None:
@@ -36,7 +36,7 @@ class Remade:
             after = (
                 {} if recipe.worker else {name: s for name, s in rng.capture_state().items() if name in recipe.random}
             )
-            self._ready = k, batch, after
+            self._ready = k, recipe, batch, after
             rng.restore_state(before)
 
     def fits(self, k: int, iterator: Any) -> bool:
@@ -71,20 +71,17 @@ class Remade:
             return self.real(recipe, iterator)
         self.prepare(k, iterator)
         assert self._ready is not None
-        return self._ready[1]
+        return self._ready[2]
 
     def batch(self, k: int, iterator: Any) -> Any:
-        """The batch of step `k`, made again; the generators are as the fetch left them. None if it was stored whole."""
-        recipe = self._past.recipe(k)
-        if recipe is None:
-            return None
-        if self._ready is not None and self._ready[0] == k:
-            _, batch, after = self._ready
-            self._ready = None
-            making.announce(recipe)
-            rng.restore_some(after)
-            return batch
-        return self.real(recipe, iterator)
+        """The batch of step `k`, which was not stored, made again; the generators are as the fetch left them."""
+        if self._ready is None or self._ready[0] != k:
+            return self.real(self._past.recipe(k), iterator)
+        _, recipe, batch, after = self._ready
+        self._ready = None
+        making.announce(recipe)
+        rng.restore_some(after)
+        return batch
 
     def real(self, found: Any, iterator: Any) -> Any:
         """`found`, made if it is a recipe."""

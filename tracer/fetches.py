@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from tracer import rng
 from tracer.batches import BatchEncoder, Draft, EncodedBatch, NewSamples, batch_size
 from tracer.sections import Section, add_ids, encode_recipe, encode_rng
+from tracer.writing import MOST_OF_DISK
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 
 WHOLE_BYTES = 256 << 20
 """So much of batches that do not come again is stored whole, to be looked at; then how they were made."""
-MOST_OF_DISK = 0.2
-"""Batches that do come again are stored, each sample once, until they have this part of what is left of the disk."""
 Site = list[list[Any]] | None
 
 

@@ -27,14 +27,18 @@ Sections = Sequence[tuple[str, Sequence[Buffer], str | None]]
 ROLL_STEPS = 2048
 ROLL_BYTES = 64 << 20
 SYNC_SECONDS = 5.0
-RESERVE_BYTES = 1 << 30
-"""So much of the disk (of a small one a twentieth) is the program's own: a recording must not be why a checkpoint fails."""
+_RESERVE_BYTES = 1 << 30
 _LOOK_BYTES = 16 << 20
 _RETRY_SECONDS = 1.0
 _OWED = frozenset({"layout", "state", "samples", "epoch", "event"})
 """Records that later ones need, or that count: they are kept while the disk refuses, and written first when it takes."""
 _MOST_OWED = 64 << 20
 _log = logging.getLogger("rewind")
+
+
+def reserve(total: int) -> int:
+    """How much of a disk of `total` bytes is the program's own: a recording must not be why a checkpoint fails."""
+    return min(_RESERVE_BYTES, total // 20)
 
 
 class Journal:
@@ -134,7 +138,7 @@ class Journal:
             disk = shutil.disk_usage(self._path)
         except OSError:
             return  # It is gone: writing says so.
-        if disk.free < min(RESERVE_BYTES, disk.total // 20):
+        if disk.free < reserve(disk.total):
             raise OSError(errno.ENOSPC, f"only {disk.free >> 20} MB of the disk are left, for the program's own files")
         self._next_look = self.written + _LOOK_BYTES
 

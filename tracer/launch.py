@@ -5,6 +5,7 @@ Room: tracer. May touch: what `program` and `recorder` touch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -16,10 +17,9 @@ from tracer.options import Options
 from tracer.recorder import Recorder, status_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
-    from tracer.flight import Flight
-    from tracer.manifest import Parent
+    from tracer.manifest import Parent, Program
 
 INTERRUPTED = 130
 
@@ -32,38 +32,23 @@ def record_script(
     out: str | Path | None = None,
     append: bool = False,
     at: int | None = None,
-    every: int = 1,
-    keyframe_every: int | None = None,
-    detail: str | None = None,
-    weights: bool | None = None,
-    batch_bytes: int | None = None,
+    options: Options | None = None,
     overwrite: bool = False,
     parent: Parent | None = None,
     pause_at: int | None = None,
-    flight: Flight | None = None,
 ) -> int:
     """Run a script (or, with `module`, a module) under the recorder; return its exit code.
 
-    `batch_bytes`: batches that do not come again are stored whole until they have taken so much, then how they were made.
     Where torchrun has started it as one rank of several, it records into out/rank-<n>.
-    `pause_at`: hold before this step (but not before the first). `flight`: only the last steps in full, see
-    `tracer.flight`. What it prints is printed, what it raises is shown as Python shows it. `out` defaults to
-    runs/<name>-<first free number>.
+    `pause_at`: hold before this step (but not before the first). What it prints is printed, what it raises is shown as
+    Python shows it. `out` defaults to runs/<name>-<first free number>.
     Raise ProgramError if it cannot be found or never trains, UsageError if `out` exists.
     """
     found = program.find(target, argv, module=module)
     path = _place(out, target if module else Path(target).stem)
-    options = Options(
-        every=every,
-        detail=detail,
-        weights=weights,
-        keyframe_every=keyframe_every,
-        batch_bytes=batch_bytes,
-        flight=flight,
-    )
     recorder = Recorder(
         path,
-        options=options,
+        options=options or Options(),
         program=found,
         append=append,
         at=at,
@@ -71,25 +56,29 @@ def record_script(
         parent=parent,
         pause_at=pause_at,
     )
-    _announce()
-    recorder.remember_start()
-    recorder.start()
-    recorder.live.progress.bar = terminal_bar.for_this_process()
-    code = 0
-    error: BaseException | None = None
-    try:
-        program.run(found)
-    except BaseException as raised:  # noqa: BLE001  whatever ends the program ends the session first
-        error = raised
-        code = _exit_code(raised)
-    finally:
-        recorder.close(status_of(error))
+    with _said_on_stderr():
+        code = _run(found, recorder)
     if not recorder.trained and code == 0:
         raise ProgramError(
             f"{target} ended without training: no optimizer stepped, there is nothing to record (of processes that it starts"
             " itself nothing is; those of torchrun are: torchrun --no-python rewind record)"
         )
     return code
+
+
+def _run(found: Program, recorder: Recorder) -> int:
+    recorder.remember_start()
+    recorder.start()
+    recorder.live.progress.bar = terminal_bar.for_this_process()
+    error: BaseException | None = None
+    try:
+        program.run(found)
+    except BaseException as raised:  # noqa: BLE001  whatever ends the program ends the session first
+        error = raised
+        return _exit_code(raised)
+    finally:
+        recorder.close(status_of(error))
+    return 0
 
 
 def _place(out: str | Path | None, name: str) -> Path:
@@ -109,15 +98,25 @@ def _exit_code(error: BaseException) -> int:
     return 1
 
 
-def _announce() -> None:
-    """Send the recorder's few lines to stderr, once."""
+@contextlib.contextmanager
+def _said_on_stderr() -> Iterator[None]:
+    """The recorder's few lines go to stderr meanwhile, once, where nobody else takes them."""
     log = logging.getLogger("rewind")
-    if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
-        handler.setFormatter(logging.Formatter("rewind: %(message)s"))
-        log.addHandler(handler)
-        log.setLevel(logging.INFO)
-        log.propagate = False
+    if log.handlers:
+        yield
+        return
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("rewind: %(message)s"))
+    before = log.level, log.propagate
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before[0])
+        log.propagate = before[1]
 
 
 def free_path(folder: Path, name: str) -> Path:

@@ -69,10 +69,7 @@ class Past:
 
     def _recipe(self, k: int, header: dict[str, Any]) -> Recipe | None:
         described = header.get("made")
-        if described is None:
-            return None
-        buffers = stored.split(self.trace.piece(k, described["section"]), described["sizes"])
-        return Recipe.decode(described["node"], buffers.__getitem__)
+        return None if described is None else Recipe.decode(described["node"], self._reads(k, described))
 
     def _batch(self, k: int, header: dict[str, Any], prefix: str, template: Any) -> Any:
         inline: list[bytes] = []
@@ -91,10 +88,11 @@ class Past:
         return self._rng(k, self._header(k)["rng"])
 
     def _rng(self, k: int, described: dict[str, Any] | None) -> dict[str, Any] | None:
-        if described is None:
-            return None
-        buffers = stored.split(self.trace.piece(k, described["section"]), described["sizes"])
-        return values.decode(described["node"], buffers.__getitem__)
+        return None if described is None else values.decode(described["node"], self._reads(k, described))
+
+    def _reads(self, k: int, described: dict[str, Any]) -> values.Reader:
+        """What reads the buffers of a value that lies in a section of its own."""
+        return stored.split(self.trace.piece(k, described["section"]), described["sizes"]).__getitem__
 
     def names(self, k: int) -> list[str]:
         """The names of the tensors whose hashes the record of step `k` has."""

@@ -177,17 +177,16 @@ def encode_rng(sections: list[Section], state: dict[str, Any] | None, prefix: st
     if state is None:
         return None
     buffers: list[bytes | memoryview] = []
-    node = values.encode(state, buffers)
-    name = f"{prefix}rng"
-    sections.append((name, buffers, checksum(buffers)))
-    return {"node": node, "sizes": [len(b) for b in buffers], "section": name}
+    return _section(sections, f"{prefix}rng", values.encode(state, buffers), buffers)
 
 
 def encode_recipe(sections: list[Section], recipe: Recipe, prefix: str) -> dict[str, Any]:
     """Append what a batch is made again from, and return what describes it."""
     buffers: list[bytes | memoryview] = []
-    node = recipe.encode(buffers)
-    name = f"{prefix}made"
+    return _section(sections, f"{prefix}made", recipe.encode(buffers), buffers)
+
+
+def _section(sections: list[Section], name: str, node: Any, buffers: list[bytes | memoryview]) -> dict[str, Any]:
     sections.append((name, buffers, checksum(buffers)))
     return {"node": node, "sizes": [len(b) for b in buffers], "section": name}
 

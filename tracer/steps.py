@@ -150,7 +150,7 @@ class StepRecorder:
         """Whether it is known that the run will wait after the step that is open."""
         return self.live is not None and self.live.gate.will_hold
 
-    def _take_inputs(self, inputs: list[Any], module: torch.nn.Module) -> None:
+    def _take_inputs(self, inputs: list[Any], module: torch.nn.Module | None) -> None:
         """Without a DataLoader: what the model was given is the batch, and what it was given last before a loss its size."""
         now = self._now
         if self._peeked:
@@ -159,7 +159,7 @@ class StepRecorder:
             return
         if now.inputs is None:
             now.inputs, now.input_size = self._fetches.draft(), input_size(inputs)
-        elif not now.losses and next(module.parameters(), None) is not None:
+        elif not now.losses and module is not None and next(module.parameters(), None) is not None:
             now.input_size = input_size(inputs)
         if len(now.inputs) < MAX_INPUTS:
             now.inputs.add(inputs)

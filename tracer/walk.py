@@ -238,9 +238,8 @@ def _visit(state: _Walk, path: str, value: Any, put: Callable[[Any], None] | Non
 
 
 def _visit_function(state: _Walk, path: str, value: Any, put: Any, depth: int) -> None:
-    value = getattr(
-        value, "_torchdynamo_orig_callable", value
-    )  # what `torch.compile` makes of a function is torch's own
+    # What `torch.compile` makes of a function is torch's own.
+    value = getattr(value, "_torchdynamo_orig_callable", value)
     if isinstance(value, types.MethodType):
         _visit(state, f"{path}.__self__", value.__self__, None, depth + 1)
         value = value.__func__

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from tracer.sections import Section
 
 MOST_OF_DISK = 0.2
-"""Weights that nobody asked for are kept at every step until the trace has this part of what is left of the disk."""
+"""Weights that nobody asked for are kept at every step, and batches that come again, until they have this part of what is left."""
 _log = logging.getLogger("rewind")
 
 

@@ -76,14 +76,7 @@ def convnet(steps: int, after: After = nothing) -> None:
         blocks += [nn.Conv2d(a, b, 3, padding=1), nn.BatchNorm2d(b), nn.ReLU(), nn.MaxPool2d(2)]
     model = nn.Sequential(*blocks, nn.Flatten(), nn.Linear(1024, 512), nn.ReLU(), nn.Linear(512, 10))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    images, labels = torch.randn(512, 3, 32, 32), torch.randint(0, 10, (512,))
-    for k in range(steps):
-        chosen = torch.arange(64) + 64 * (k % 8)
-        loss = nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        after(model, optimizer, loss)
+    _on_noise(model, optimizer, (64, 3, 32, 32), steps, after)
 
 
 def resnet(steps: int, after: After = nothing) -> None:
@@ -91,9 +84,17 @@ def resnet(steps: int, after: After = nothing) -> None:
     torch.manual_seed(0)
     model = resnet18(num_classes=10)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
-    images, labels = torch.randn(256, 3, 64, 64), torch.randint(0, 10, (256,))
+    _on_noise(model, optimizer, (32, 3, 64, 64), steps, after)
+
+
+def _on_noise(
+    model: nn.Module, optimizer: torch.optim.Optimizer, shape: tuple[int, ...], steps: int, after: After
+) -> None:
+    """Classify noise: eight batches of `shape`, in turn."""
+    size = shape[0]
+    images, labels = torch.randn(8 * size, *shape[1:]), torch.randint(0, 10, (8 * size,))
     for k in range(steps):
-        chosen = torch.arange(32) + 32 * (k % 8)
+        chosen = torch.arange(size) + size * (k % 8)
         loss = nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
         optimizer.zero_grad()
         loss.backward()

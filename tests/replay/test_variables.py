@@ -9,6 +9,7 @@ import pytest
 from replay import Session, branch
 from tracer import open_trace
 from tracer.launch import record_script
+from tracer.options import Options
 
 HIDDEN = "-".join(("not", "for", "others"))  # this very file is among the trace's sources
 SCRIPT = """
@@ -31,7 +32,7 @@ def trace(tmp_path, monkeypatch):
     (tmp_path / "train.py").write_text(SCRIPT)
     monkeypatch.setenv("MY_RATE", "0.05")
     monkeypatch.setenv("MY_API_KEY", HIDDEN)
-    assert record_script(str(tmp_path / "train.py"), [], out=tmp_path / "t", detail="replay") == 0
+    assert record_script(str(tmp_path / "train.py"), [], out=tmp_path / "t", options=Options(detail="replay")) == 0
     monkeypatch.delenv("MY_RATE")
     monkeypatch.setenv("MY_SHRINK", "1")
     return tmp_path / "t"
