@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from duckdb import DuckDBPyRelation
 
+    from tracer.trace import Trace
+
 _trace = click.argument("trace", type=click.Path(path_type=Path))
 
 
@@ -68,13 +70,23 @@ def info(trace: Path, *, as_json: bool) -> None:
 
     with open_trace(trace) as opened:
         facts = opened.info()
-        facts["variables"] = asdict(opened.variables) if as_json else opened.variables.told()
+        facts["variables"] = _variables(opened, as_json=as_json)
         try:
             known = proof(opened)
             facts["verdicts"] = known.as_dict() if as_json else known.words
         except TraceError as error:  # The rest of what is known of a damaged trace is worth having.
             facts["verdicts"] = {"words": str(error)} if as_json else str(error)
         print_facts(facts, as_json=as_json)
+
+
+def _variables(opened: Trace, *, as_json: bool) -> Any:
+    from tracer import beside
+
+    last = max(opened.manifest.sessions, key=lambda s: s.session, default=None)
+    lost = beside.variables_lost(opened.path, last) if last is not None else None
+    if lost is not None:
+        return {"damage": lost} if as_json else lost
+    return asdict(opened.variables) if as_json else opened.variables.told()
 
 
 @click.command()

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from replay import changes
 from replay.beyond import Shadow
 from replay.engine import NATIVE, Engine, StopProgram, Target
-from tracer import frames, keyframe, origin, rng, values, variables
+from tracer import beside, frames, keyframe, origin, rng, values, variables
 from tracer.errors import RewindError, UsageError
 from tracer.manifest import Parent, Program, source_name
 from tracer.options import Options
@@ -89,7 +89,8 @@ class BranchRecorder(Recorder):
             shutil.rmtree(self.path, ignore_errors=True)
             return
         self._journal.close(status)
-        self._note(replace(self._facts.sessions[-1], ended=time.time(), status=status))
+        own = beside.sums(self.path, self._session)
+        self._note(replace(self._facts.sessions[-1], ended=time.time(), status=status, files=own))
         if self._sealer is not None:
             self._sealer.finish()
         self._errands.close()

@@ -31,7 +31,7 @@ class FileView:
 
     def __init__(self, trace: Trace | None = None, session: int = 0) -> None:
         """Without a trace, or with one that has no log: everything is as it is on the disk."""
-        begun, events, last = files.events(trace.path, session) if trace is not None else (None, [], None)
+        begun, events, last, problem = files.told(trace.path, session) if trace is not None else (None, [], None, None)
         self._trace, self._last = trace, last or {}
         self._own = None if trace is None else str(trace.path.resolve())
         self._complete = len(events) < files.MOST_EVENTS
@@ -53,6 +53,10 @@ class FileView:
         self._proven: dict[str, str | None] = {}
         self._absent: set[str] = set()
         self.rewind(0, began=True)
+        if trace is not None and problem is not None:
+            self.doubt(
+                str(files.log_file(trace.path, session)), f"{problem}, which files the run read is not all known"
+            )
 
     @property
     def paths(self) -> list[str]:
@@ -132,8 +136,9 @@ class FileView:
         later = events[bisect_left(events, (start,), key=lambda found: (found[0],)) :]
         number, name = _next_content(full, later, past_changes=written)
         found = None if name is None else self._content(name)
-        if found is None and not looks and not self.is_as_then(full):
-            self.doubt(full, "it is read as it is now; what the run read was not kept")
+        if found is None and not looks and (name is not None or not self.is_as_then(full)):
+            why = "was not kept" if name is None else f"(files/{name} of the trace) is damaged or missing"
+            self.doubt(full, f"it is read as it is now; what the run read {why}")
         elif found is not None and not looks:
             self._cursor[full] = number
         return found

@@ -180,7 +180,8 @@ def main(arguments: list[str]) -> None:
         sandbox = Sandbox(Path(options["scratch"]), writable, view)
         os.chdir(recorded.cwd)
         frames.add_program_folder(os.path.dirname(recorded.path or "."))
-        stdin.give(trace.path, options["session"], Path(options["scratch"]))
+        if not stdin.give(trace.path, options["session"], Path(options["scratch"])):
+            view.doubt("standard input", "what was kept of it in the trace is damaged or missing")
         with sandbox.entered():
             run_program(trace, channel, options, lambda: program.run(recorded, read), sandbox)
     os._exit(0)  # threads and workers of the program do not hold up its end

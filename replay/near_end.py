@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import json
+import logging
 import os
 import shutil
 import socket
@@ -25,13 +26,14 @@ from replay import host
 from replay.channel import Channel, Message, Parked
 from replay.file_view import FileView
 from replay.sandbox import Sandbox
-from tracer import environment, origin, rng, variables
+from tracer import beside, environment, origin, rng, variables
 from tracer.errors import ReplayError
 from tracer.trace import Trace, open_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+_log = logging.getLogger("rewind")
 _ROOT = Path(__file__).resolve().parent.parent
 _PATIENCE = 5.0
 
@@ -148,6 +150,18 @@ def _forked() -> None:
 os.register_at_fork(after_in_child=_forked)
 
 
+def _warn(trace: Trace, session: int) -> None:
+    """Say, once, what of the session's files is not there as it was written: its program may not find what the run found."""
+    facts = next((s for s in trace.manifest.sessions if s.session == session), None)
+    for line in [] if facts is None else beside.of_session(trace.path, facts):
+        if line not in _warned:
+            _warned.add(line)
+            _log.warning("%s", line)
+
+
+_warned: set[str] = set()
+
+
 class ProcessEnd(NearEnd):
     """A program in a process of its own."""
 
@@ -155,6 +169,7 @@ class ProcessEnd(NearEnd):
         """Start the process; it waits for its first command. Raise OSError where the machine cannot."""
         self.session = options["session"]
         self.scratch = Path(tempfile.mkdtemp(prefix="rewind-"))
+        _warn(trace, self.session)
         near, far = socket.socketpair()
         # What others have changed of one's own trace is not given to its program.
         looked_up = variables.read(trace.path, self.session, ours=origin.is_ours(trace.manifest))
@@ -207,6 +222,7 @@ class ThreadEnd(NearEnd):
         """Start the thread; it waits for its first command."""
         self.session = options["session"]
         self.scratch = Path(tempfile.mkdtemp(prefix="rewind-"))
+        _warn(trace, self.session)
         near, far = Pipe()
         self.channel = Channel(near)
         self._far = far

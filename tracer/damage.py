@@ -6,12 +6,13 @@ Room: tracer. May touch: reads the trace it is given.
 
 from __future__ import annotations
 
+import contextlib
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import duckdb
 
-from tracer import addenda, segments
+from tracer import addenda, beside, segments
 from tracer.chain import Chain
 from tracer.errors import DamageError, MissingDataError
 from tracer.manifest import is_source
@@ -38,7 +39,7 @@ def damages(path: Path) -> list[str]:
         found += [*_said(sealed), *_rows(chain, sealed)]
     for tail in chain.open.values():
         found += _records(tail)
-    return [*found, *_arrays(path / "tensors.zarr"), *index_damage(path), *_sources(chain)]
+    return [*found, *_arrays(path / "tensors.zarr"), *index_damage(path), *_sources(chain), *_beside(chain)]
 
 
 def structural(chain: Chain) -> Iterator[str]:
@@ -53,6 +54,8 @@ def structural(chain: Chain) -> Iterator[str]:
     for session in by_session:
         yield f"{chain.path}: trace.json knows nothing of session {session}"
     yield from _addenda(chain.path)
+    for facts in chain.manifest.sessions:
+        yield from beside.missing(chain.path, facts)
 
 
 def _tail(tail: OpenSegment, *, followed: bool) -> Iterator[str]:
@@ -189,3 +192,18 @@ def _sources(chain: Chain) -> Iterator[str]:
                 yield f"{file} is damaged"
         except OSError as error:
             yield f"{file} cannot be read: {error}"
+
+
+def _beside(chain: Chain) -> Iterator[str]:
+    for facts in chain.manifest.sessions:
+        own = [segment for segment in chain if segment.session == facts.session]
+        yield from beside.damages(chain.path, facts, _position(own))
+
+
+def _position(own: list[Segment]) -> int:
+    """How many events a session's log had at its last keyframe that can be read."""
+    for segment in reversed(own):
+        with contextlib.suppress(DamageError, MissingDataError):
+            if segment.keyframes:
+                return segment.keyframe(max(segment.keyframes))[0].get("files") or 0
+    return 0

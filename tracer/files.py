@@ -63,6 +63,7 @@ class FileLog:
         self._changed: set[str] = set()
         self._read: set[str] = set()
         self._kept = self._heard = 0
+        self._over = False
         self.position = 0
 
     def tell(self, event: str, args: tuple[Any, ...]) -> None:
@@ -149,13 +150,14 @@ class FileLog:
 
     def heard(self, data: bytes) -> None:
         """Something was read from standard input."""
-        if not data or os.getpid() != self._pid or self._heard + len(data) > LARGEST >> 2:
+        if not data or self._over or os.getpid() != self._pid or self._heard + len(data) > LARGEST >> 2:
             return
         with self._lock, contextlib.suppress(OSError):
             self._heard += len(data)
-            self._say("i", "", was=True, content=[len(data), xxhash.xxh3_64_hexdigest(data)])
+            self._begin()
             with open(self._typed, "ab") as file:
                 file.write(data)
+            self._say("i", "", was=True, content=[len(data), xxhash.xxh3_64_hexdigest(data)])
 
     # -- keeping ---------------------------------------------------------------------------------------------------------
 
@@ -196,17 +198,21 @@ class FileLog:
         self._append([what, path, was, content, other])
 
     def _append(self, event: Event) -> None:
+        self._begin()
+        self._file.write(_line(event))
+
+    def _begin(self) -> None:
         if self._file is None:
             os.makedirs(self._folder, exist_ok=True)
             self._file = open(self._log, "wb", buffering=0)  # noqa: SIM115  it stays open
             self._file.write(_line(["begin", time.time()]))
             with contextlib.suppress(OSError):
                 os.remove(self._typed)
-        self._file.write(_line(event))
 
     def close(self) -> None:
         """The session ends: note how the files that it changed are now."""
         with self._lock, contextlib.suppress(OSError):
+            self._over = True
             if self._file is None or os.getpid() != self._pid:
                 return
             last = {path: [facts.st_size, facts.st_mtime_ns] for path in self._changed if (facts := _facts(path))}
@@ -300,28 +306,46 @@ def position() -> int | None:
 # -- reading -----------------------------------------------------------------------------------------------------------------
 
 
-def events(trace: Path, session: int) -> tuple[float | None, list[Event], dict[str, list[int]] | None]:
-    """Return a session's log: when it began, its events, and its files' sizes and times at its end (None: it has none).
+CUT = "is cut short"
 
-    What cannot be read is not there: a line that is torn or damaged ends the log.
-    """
+
+def events(trace: Path, session: int) -> tuple[float | None, list[Event], dict[str, list[int]] | None]:
+    """Return a session's log: when it began, its events, and its files' sizes and times at its end (None: it has none)."""
+    return told(trace, session)[:3]
+
+
+def told(trace: Path, session: int) -> tuple[float | None, list[Event], dict[str, list[int]] | None, str | None]:
+    """The same, and what is wrong with it: a line that is damaged, or torn (`CUT`), ends the log."""
     begun, found, last = None, [], None
-    with (
-        contextlib.suppress(OSError, ValueError, IndexError),
-        open(log_file(trace, session), "rb") as file,
-    ):
-        for line in file:
-            text, _, digest = line.rstrip(b"\n").rpartition(b"\t")
-            if xxhash.xxh3_64_hexdigest(text).encode() != digest:
-                break
-            event = json.loads(text)
-            if event[0] == "begin":
-                begun = begun or event[1]
-            elif event[0] == "end":
-                last = event[2]
-            else:
-                found.append(event)
-    return begun, found, last
+    try:
+        with open(log_file(trace, session), "rb") as file:
+            for line in file:
+                event = _proven(line)
+                if event is None:
+                    return begun, found, last, "is damaged" if line.endswith(b"\n") else CUT
+                if event[0] == "begin":
+                    begun = begun or event[1]
+                elif event[0] == "end":
+                    last = event[2]
+                else:
+                    found.append(event)
+    except FileNotFoundError:
+        return begun, found, last, None
+    except OSError as error:
+        return begun, found, last, f"cannot be read ({error.strerror})"
+    return begun, found, last, None
+
+
+def _proven(line: bytes) -> Event | None:
+    """The event that a line of a log holds; None where it is not as it was written, to its end."""
+    text, _, digest = line[:-1].rpartition(b"\t")
+    if not line.endswith(b"\n") or xxhash.xxh3_64_hexdigest(text).encode() != digest:
+        return None
+    with contextlib.suppress(ValueError, RecursionError):
+        event = json.loads(text)
+        if isinstance(event, list) and len(event) == {"begin": 2, "end": 3}.get(str(event[:1] and event[0]), 5):
+            return event
+    return None
 
 
 def log_file(trace: Path, session: int) -> Path:

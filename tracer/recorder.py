@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from tracer import (
     active,
+    beside,
     environment,
     files,
     frames,
@@ -182,9 +183,11 @@ class Recorder:
             argv=self._program.argv,
             seed=self._seed,
         )
-        self._facts = replace(self._facts.with_session(session), weights=bool(self.options.weights))
+        self._facts = replace(self._facts, weights=bool(self.options.weights))
         self._keep_sources()
         self._keep_lookups()
+        session = replace(session, files=beside.begun(self.path, self._session))
+        self._facts = self._facts.with_session(session)
         refusal = None
         try:
             self._note(session)
@@ -280,7 +283,8 @@ class Recorder:
         note = f"recording stopped: {steps.shield.failure}" if steps.shield.failure else session.note
         try:
             self._journal.close(status)
-            self._note(replace(session, ended=time.time(), status=status, note=note))
+            own = beside.sums(self.path, self._session)
+            self._note(replace(session, ended=time.time(), status=status, note=note, files=own))
             self.live.progress.write(status)
         except OSError as error:
             _log.error("the end of %s could not be written: %s", self.path, error)

@@ -82,15 +82,20 @@ def read(trace: Path, session: int) -> bytes | None:
     return found
 
 
+def heard(events: list[files.Event]) -> int:
+    """How many bytes a session read, as its log says."""
+    return sum(event[3][0] for event in events if event[0] == "i")
+
+
 def give(trace: Path, session: int, scratch: Path) -> bool:
-    """Make it this process's standard input; return whether there was any."""
+    """Make it this process's standard input, where there was any; return whether it is whole."""
     data = read(trace, session)
     if data is None:
-        return False
+        return True
     place = scratch / "stdin"
     place.write_bytes(data)
     descriptor = os.open(place, os.O_RDONLY)
     os.dup2(descriptor, 0)
     os.close(descriptor)
     sys.stdin = open(0, encoding=sys.stdin.encoding, errors=sys.stdin.errors, closefd=False)  # noqa: SIM115  for good
-    return True
+    return len(data) == heard(files.events(trace, session)[1])

@@ -86,6 +86,12 @@ def test_what_the_run_wrote_over_is_there_again(scribe, home):
     trace = scribe.record(home / "1.trace", program(home, before, factor="factor"))
     assert (home / "factor.txt").read_text() == "3.0"
     assert verify(trace).verified
+    kept = next(file for file in (trace / "files").iterdir() if file.read_bytes() == b"1.5")
+    kept.write_text("1.6")
+    cause = verify(trace).first_divergence.cause
+    assert (
+        f"factor.txt: it is read as it is now; what the run read (files/{kept.name} of the trace) is damaged" in cause
+    )
 
 
 def test_a_database_is_not_written_to(scribe, home):
@@ -175,7 +181,7 @@ def test_a_recording_tells_nothing_of_itself(scribe, home):
     assert os.path.join(home, "ckpt.pt") in paths
 
 
-def test_standard_input_is_given_again(home):
+def test_standard_input_is_given_again(home, caplog):
     before = """
         import sys
         factor = float(input("factor? "))
@@ -193,6 +199,8 @@ def test_standard_input_is_given_again(home):
     kept = home / "1.trace/files/000.stdin"
     kept.write_bytes(b"2" + kept.read_bytes()[1:])
     assert stdin.read(home / "1.trace", 0) == b""
+    assert not verify(home / "1.trace").verified
+    assert f"{kept} is damaged: what the program read from standard input is lost" in caplog.text
 
 
 def test_a_branch_that_diverges_over_a_file_of_its_own_says_so(scribe, tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import duckdb
@@ -12,9 +13,9 @@ import numpy as np
 import torch
 
 from tests.tracer.synthetic import MATRICES, VECTORS
-from tracer import listing, open_trace
+from tracer import beside, files, listing, manifest, open_trace, stdin, variables
 from tracer.damage import damages
-from tracer.errors import RewindError
+from tracer.errors import DamageError, RewindError
 from tracer.index import worded
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ def _plain(value):
     return str(value)
 
 
-PARTS = ("steps", "views", "listed", "sums")
+PARTS = ("steps", "views", "listed", "files", "sums")
 """What can be asked by itself; `sums` is `rewind verify --checksums`."""
 KEYS = [f"bcl/{name}" for name in (*VECTORS, *MATRICES, "image_coverage")]
 
@@ -102,12 +103,28 @@ def survey(path, parts: Iterable[str] = PARTS, steps: int = TRUE_STEPS) -> dict[
         answers["damage"] = list(trace.damage())
     if "listed" in parts:
         answers["listed"] = ask(lambda: [{k: v for k, v in f.items() if k != "bytes"} for f in listing.ls(path)])
+    if "files" in parts:
+        answers["files"] = ask(lambda: [_files(path, facts) for facts in manifest.read(path).sessions])
     if "sums" in parts:
         try:
             answers["sums"] = damages(path)
         except RewindError as error:
             answers["sums"] = [f"{DAMAGED}: {error}"]
     return answers
+
+
+def _files(path, facts):
+    """What a replay asks of files/: where it is told that something is wrong there, it is."""
+    for line in [*beside.of_session(path, facts)]:
+        raise DamageError(line)
+    _, events, last = files.events(path, facts.session)
+    names = sorted({event[3] for event in events if isinstance(event[3], str)})
+    kept = [(name, files.content(path, name)) for name in names]
+    for name, place in kept:
+        if place is None:
+            raise DamageError(f"files/{name} is lost")
+    found = asdict(variables.read(path, facts.session))
+    return [events, last, stdin.read(path, facts.session), found, [place.read_bytes() for _, place in kept]]
 
 
 def _view(trace, view: str) -> set[str] | str:

@@ -20,6 +20,7 @@ import pytest
 
 from replay import hindsight
 from tests.tracer.synthetic import make_trace
+from tests.trust.keeps_files import keep_files
 from tests.trust.opened import opened
 from tests.trust.survey import DAMAGED, KEYS, PARTS, TRUE_STEPS, ask, digest, part_of, survey
 from tracer import addenda, manifest, open_trace
@@ -56,6 +57,7 @@ def annotated(path: Path) -> None:
     make_trace(path, TRUE_STEPS, 3, 70, roll=8, grads=True, per_epoch=10)
     hindsight(path, norm)
     addenda.write_verdicts(path, [(k, "verified") for k in range(TRUE_STEPS)])
+    keep_files(path, path.with_name(f"{path.name} works here"))
     seal(path)
 
 
@@ -339,7 +341,7 @@ def test_every_file_that_is_gone_is_named(tmp_path):
     kinds = {
         (n.parts[0], n.parts[1:2] * (n.parts[0] != "metrics"), "c" in n.parts, tuple(n.suffixes)): n for n in names
     }
-    assert len({n.parts[0] for n in kinds.values()}) == 4
+    assert len({n.parts[0] for n in kinds.values()}) == 5
     assert len(kinds) > 25
     for name in kinds.values():
         copy = Path(shutil.copytree(whole, tmp_path / "copy", copy_function=os.link))
