@@ -34,6 +34,7 @@ _OFFLINE = {
     "CLEARML_OFFLINE_MODE": "1",
     "HF_HUB_OFFLINE": "1",
 }
+_MLFLOW = ("MLFLOW_TRACKING_URI", "MLFLOW_ALLOW_FILE_STORE")
 _DEVICES = ("/dev/", "/proc/", "/sys/")
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
@@ -86,13 +87,13 @@ class Sandbox:
     def entered(self) -> Iterator[None]:
         """Redirect while the block runs."""
         os.makedirs(self._files, exist_ok=True)
-        before = {name: os.environ.get(name) for name in (*_OFFLINE, "MLFLOW_TRACKING_URI")}
+        before = {name: os.environ.get(name) for name in (*_OFFLINE, *_MLFLOW)}
         if self._thread is None:
             (Path(self._scratch) / "tmp").mkdir(exist_ok=True)
             tempfile.tempdir = os.environ["TMPDIR"] = os.path.join(self._scratch, "tmp")
         os.environ.update(_OFFLINE)
-        if not _is_folder(os.environ.get("MLFLOW_TRACKING_URI", "")):
-            os.environ["MLFLOW_TRACKING_URI"] = f"file://{self._scratch}/mlflow"
+        if _is_remote(os.environ.get("MLFLOW_TRACKING_URI", "")):
+            os.environ.update(zip(_MLFLOW, (f"file://{self._scratch}/mlflow", "true"), strict=True))
         self._stand_in()
         with contextlib.ExitStack() as stack:
             stack.callback(self._leave, before)
@@ -354,9 +355,10 @@ _REAL_MKDIR, _REAL_RMDIR, _REAL_SYMLINK = os.mkdir, os.rmdir, os.symlink
 _REAL_LSTAT, _REAL_LISTDIR, _REAL_OPEN, _REAL_REMOVE = os.lstat, os.listdir, builtins.open, os.remove
 
 
-def _is_folder(store: str) -> bool:
-    """Whether mlflow would write to files: that goes to the scratch folder as all else does."""
-    return store.partition(":")[0] in ("file", "sqlite") or store.startswith((os.sep, "."))
+def _is_remote(store: str) -> bool:
+    """Whether mlflow would write to a server: what it writes to files, as it does unasked, goes to the scratch folder anyway."""
+    scheme, named, _ = store.partition("://")
+    return (bool(named) and scheme not in ("file", "sqlite")) or store.startswith("databricks")
 
 
 def _full(path: Any) -> str:

@@ -284,7 +284,24 @@ def test_trackers_are_offline(scratch, monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
     with Sandbox(scratch).entered():
         assert os.environ["WANDB_MODE"] == "disabled"
+
+
+@pytest.mark.parametrize("server", ["http://tracking.example:5000", "databricks", "postgresql://me@host/runs"])
+def test_what_a_tracker_would_send_to_a_server_goes_to_a_folder(scratch, monkeypatch, server):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    with Sandbox(scratch).entered():
         assert os.environ["MLFLOW_TRACKING_URI"].startswith(f"file://{scratch}")
+        assert os.environ["MLFLOW_ALLOW_FILE_STORE"] == "true"
+
+
+@pytest.mark.parametrize("store", [None, "mlruns", "./runs", "/home/me/runs", "file:///x", "sqlite:///runs.db"])
+def test_a_tracker_that_writes_files_is_left_as_it_is(scratch, monkeypatch, store):
+    if store is None:
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    else:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
+    with Sandbox(scratch).entered():
+        assert os.environ.get("MLFLOW_TRACKING_URI") == store
 
 
 def test_everything_is_put_back(scratch):
