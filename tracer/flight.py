@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tracer.errands import Errands
+    from tracer.journal import Later
     from tracer.tail import Buffer
 
 MOST = 1 << 30
@@ -95,8 +96,14 @@ class FlightJournal(Journal):
             return True
         return super().append(header, sections)
 
-    def step(self, header: dict[str, Any], sections: Sequence[tuple[str, Sequence[Buffer], str | None]]) -> bool:
+    def step(
+        self,
+        header: dict[str, Any],
+        sections: Sequence[tuple[str, Sequence[Buffer], str | None]],
+        later: Later | None = None,
+    ) -> bool:
         """Hold a step back; write the oldest light, or all of them in full where the moment has come."""
+        assert later is None, "keyframes are held back as steps are"
         self._hold(header, sections)
         while self._steps_held > self._flight.last or (self._bytes_held > MOST and self._steps_held > 1):
             self._tell_if_short()

@@ -1,7 +1,8 @@
 """The recorder's pen: appends records to the session's tail files, rolls them, keeps count of what the disk refused.
 
 One writer a session, in the training thread: a record is in the page cache before the step goes on, so a killed process loses
-nothing that was passed. A separate low-priority process (`tracer.sealing`) turns rolled files into segments.
+nothing that was passed. A large keyframe alone is written while the next step computes; the next record waits for it, so that
+two never write at once. A separate low-priority process (`tracer.sealing`) turns rolled files into segments.
 Room: tracer. May touch: tail/ of its trace.
 """
 
@@ -11,6 +12,7 @@ import errno
 import logging
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
     from tracer.errands import Errands
 
 Sections = Sequence[tuple[str, Sequence[Buffer], str | None]]
+Later = tuple[dict[str, Any], Callable[[], Sections], Callable[[bool, float], None]]
+"""A record that can wait: its header, what makes its sections, who is told whether it was written and in how many seconds."""
 ROLL_STEPS = 2048
 ROLL_BYTES = 64 << 20
 SYNC_SECONDS = 5.0
@@ -67,6 +71,8 @@ class Journal:
         self.remade: Callable[[], None] = lambda: None
         self.failure: OSError | None = None
         self._unmade = False
+        self._beside: threading.Thread | None = None
+        self._closed = False
         try:
             self._tail: TailWriter | NoTail = self._begin(first_step)
         except OSError as error:
@@ -117,6 +123,10 @@ class Journal:
 
     def append(self, header: dict[str, Any], sections: Sections = ()) -> bool:
         """Write one record; return whether the disk took it. After a refusal it is tried once a second, no oftener."""
+        self._settle()
+        return self._append(header, sections)
+
+    def _append(self, header: dict[str, Any], sections: Sections) -> bool:
         if self.failure is not None and time.monotonic() - self._failed_at < _RETRY_SECONDS:
             self._owe(header, sections)
             return False
@@ -215,8 +225,31 @@ class Journal:
         elif first <= last:
             self._lost.append([first, last])
 
-    def step(self, header: dict[str, Any], sections: Sections) -> bool:
-        """Write a step record; roll the file and ask the disk to keep it where that is due."""
+    def _begin_beside(self, later: Later) -> None:
+        """Write a record in a thread, while the program goes on."""
+        header, made, told = later
+
+        def write() -> None:
+            started = time.perf_counter()
+            if not self._closed:
+                written = self._append(header, made())
+                told(written, time.perf_counter() - started)
+
+        if self.failure is not None:
+            write()
+            return
+        self._beside = threading.Thread(target=write, name="rewind-keyframe", daemon=True)
+        self._beside.start()
+
+    def _settle(self) -> None:
+        """Wait for the record that is being written beside the program. (One that a signal's handler cut off never began.)"""
+        beside = self._beside
+        if beside is not None and beside.ident is not None:
+            beside.join()
+        self._beside = None
+
+    def step(self, header: dict[str, Any], sections: Sections, later: Later | None = None) -> bool:
+        """Write a step record, then, while the program goes on, `later`; roll the file and sync it where that is due."""
         step = self._next_step = int(header["step"])
         written = self.append(header, sections)
         self._next_step = step + 1
@@ -224,6 +257,8 @@ class Journal:
             self._lose(step, step)
             return False
         self._steps += 1
+        if later is not None:
+            self._begin_beside(later)
         if self._steps % self._roll_steps == 0 or self._tail.size > 4 * ROLL_BYTES:
             self._roll(step + 1)
         if time.monotonic() - self._synced > SYNC_SECONDS:
@@ -231,6 +266,7 @@ class Journal:
         return True
 
     def _roll(self, next_step: int) -> None:
+        self._settle()
         old, self._sequence = self._tail, self._sequence + 1
         try:
             self._tail = self._begin(next_step)
@@ -256,9 +292,11 @@ class Journal:
 
     def close(self, status: str) -> None:
         """End the session's last file; what the disk refused until now is tried once more."""
+        self._settle()
         self._failed_at = 0.0
         self.append({"kind": "close", "status": status, "time": time.time()})
         self._sync()
+        self._closed = True
         self._tail.close()
 
 

@@ -34,6 +34,11 @@ class KeyframePace:
         self._spent = 0
         self._ended = time.perf_counter()
 
+    @property
+    def forced(self) -> bool:
+        """Whether the next state must be a keyframe: no step can be replayed without it."""
+        return self._last is None
+
     def due(self, step: int, *, after_gap: bool = False) -> bool:
         """Whether state `step` should be a keyframe."""
         if self._last is None or (after_gap and time.perf_counter() - self._ended > GAP_SECONDS):

@@ -39,6 +39,7 @@ class OpenStep:
     site: list[list[Any]] | None = None
     epoch: int | None = None
     keyframe: Keyframe | None = None
+    keyframe_can_wait: bool = False
     losses: list[torch.Tensor] = field(default_factory=list)
     closure_losses: int = 0
     lr: float | None = None
@@ -90,6 +91,28 @@ class OpenStep:
     def norm(self) -> float | None:
         """The gradient norm over all optimizers that stepped."""
         return math.sqrt(self.grad_squares) if self.stepped else None
+
+    def capture(self, key: str, value: Any, dims: Sequence[str] | None) -> None:
+        """Keep a copy of `value`; one number is logged."""
+        tensor = value.detach() if isinstance(value, torch.Tensor) else np.asarray(value)
+        if tensor.ndim == 0:
+            self.log({key: tensor})
+        else:
+            self._keep(key, torch.as_tensor(tensor), dims)
+
+    def _keep(self, key: str, tensor: torch.Tensor, dims: Sequence[str] | None) -> None:
+        self.captures[key] = (described(key, tensor, dims), bytes(values.tensor_bytes(tensor)))
+
+    def log(self, scalars: dict[str, Any]) -> None:
+        """Keep scalars; one that no float holds as a capture, an array of one."""
+        for name, value in scalars.items():
+            found = scalar(value)
+            if name == "batch_size" and not (isinstance(found, float) and found.is_integer() and found >= 0):
+                raise ValueError(f"{value} is no number of samples")
+            if isinstance(found, float):
+                self.logs[name] = found
+            else:
+                self._keep(name, found, None)
 
 
 def same_tensors(a: registry.Registry, b: registry.Registry) -> bool:

@@ -5,13 +5,13 @@ Room: tracer. May touch: the journal it is given; of the program it changes noth
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from tracer import files, frames, hooks, hyperparameters, keyframe, registry, values, walk
@@ -26,14 +26,7 @@ from tracer.making import Making
 from tracer.optimizers import Optimizers
 from tracer.pace import KeyframePace
 from tracer.passed import Passed
-from tracer.sections import (
-    OpenStep,
-    described,
-    input_size,
-    model_inputs,
-    same_tensors,
-    scalar,
-)
+from tracer.sections import OpenStep, input_size, model_inputs, same_tensors
 from tracer.shield import Shield
 from tracer.writing import Writing
 
@@ -43,6 +36,8 @@ if TYPE_CHECKING:
 
 MAX_INPUTS = 64
 """So many forward calls of one step are kept as its batch (a rollout may have thousands)."""
+LARGE_KEYFRAME = 4 << 20
+"""From so many bytes on a keyframe is written while the program goes on."""
 OpenJournal = Callable[[str], tuple[Journal, int]]
 
 
@@ -292,6 +287,7 @@ class StepRecorder:
         changed = left and self._moved
         if moved or changed or self._pace.due(self.step, after_gap=left):
             started = time.perf_counter()
+            now.keyframe_can_wait = not (moved or changed or self._pace.forced or self._options.flight)
             found = self._look(stack) if slots is None else slots
             now.keyframe = keyframe.capture(found, self._registry, self._reader, self._constants)
             now.keyframe.tree["site"] = now.site
@@ -394,11 +390,20 @@ class StepRecorder:
         frame, now.keyframe = now.keyframe, None
         self.writing.samples(self._fetches.new_samples())
         if frame is not None:
-            started = time.perf_counter()
-            self.writing.keyframe(self.step, frame)
-            self._pace.wrote(frame.nbytes, time.perf_counter() - started, self.writing.room)
+            if now.keyframe_can_wait and frame.nbytes >= LARGE_KEYFRAME:
+                self.writing.keyframe_later(self.step, frame, functools.partial(self._wrote, frame.nbytes))
+            else:
+                started = time.perf_counter()
+                written = self.writing.keyframe(self.step, frame)
+                self._wrote(frame.nbytes, written, time.perf_counter() - started)
             if self._options.weights_by_size and self._options.weights and self.writing.forgo_weights(self.step):
                 self._options.weights = False
+
+    def _wrote(self, nbytes: int, written: bool, seconds: float) -> None:
+        """A keyframe was written, or refused."""
+        self._pace.wrote(nbytes, seconds, self.writing.room)
+        if not written:
+            self._pace.force()
 
     def _flush(self) -> None:
         """What is to be said of the step that is over has been said: write its record; here the run may be held."""
@@ -470,25 +475,11 @@ class StepRecorder:
 
     def capture(self, key: str, value: Any, dims: Sequence[str] | None) -> None:
         """Keep a copy of `value` for the current step; one number is logged."""
-        tensor = value.detach() if isinstance(value, torch.Tensor) else np.asarray(value)
-        if tensor.ndim == 0:
-            self.log({key: tensor})
-        else:
-            self._keep(key, torch.as_tensor(tensor), dims)
-
-    def _keep(self, key: str, tensor: torch.Tensor, dims: Sequence[str] | None) -> None:
-        self._now.captures[key] = (described(key, tensor, dims), bytes(values.tensor_bytes(tensor)))
+        self._now.capture(key, value, dims)
 
     def log(self, scalars: dict[str, Any]) -> None:
         """Keep scalars for the current step; one that no float holds as a capture, an array of one."""
-        for name, value in scalars.items():
-            found = scalar(value)
-            if name == "batch_size" and not (isinstance(found, float) and found.is_integer() and found >= 0):
-                raise ValueError(f"{value} is no number of samples")
-            if isinstance(found, float):
-                self._now.logs[name] = found
-            else:
-                self._keep(name, found, None)
+        self._now.log(scalars)
 
     def progress(self, fields: dict[str, Any]) -> None:
         """Keep what the program says of its progress."""

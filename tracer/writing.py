@@ -16,10 +16,10 @@ from tracer.emission import Emission
 from tracer.tail import checksum
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from tracer.batches import NewSamples
-    from tracer.journal import Journal
+    from tracer.journal import Journal, Later
     from tracer.keyframe import Keyframe
     from tracer.sections import Section
 
@@ -37,6 +37,7 @@ class Writing:
         self._session = session
         self.emission = Emission(every, session, self.append)
         self.compiled = History()
+        self._later: Later | None = None
 
     @property
     def failure(self) -> OSError | None:
@@ -81,12 +82,17 @@ class Writing:
             }
             self.append(header, [("data", one.rows, checksum(one.rows))])
 
-    def keyframe(self, step: int, frame: Keyframe) -> None:
-        """Write the keyframe that step `step` starts from."""
-        sizes = [len(b) for b in frame.buffers]
+    def keyframe(self, step: int, frame: Keyframe) -> bool:
+        """Write the keyframe that step `step` starts from; return whether the disk took it."""
+        return self.append(self._keyframe_header(step, frame), _keyframe_data(frame))
+
+    def keyframe_later(self, step: int, frame: Keyframe, told: Callable[[bool, float], None]) -> None:
+        """Write that keyframe after the next step's record, while the program goes on; `told` is called as `Later` says."""
+        self._later = self._keyframe_header(step, frame), lambda: _keyframe_data(frame), told
+
+    def _keyframe_header(self, step: int, frame: Keyframe) -> dict[str, Any]:
         header = {"kind": "keyframe", "step": step, "session": self._session, "digest": frame.digest}
-        header |= {"tree": frame.tree, "buffers": sizes}
-        self.append(header, [("data", frame.buffers, checksum(frame.buffers))])
+        return header | {"tree": frame.tree, "buffers": [len(b) for b in frame.buffers]}
 
     def event(self, kind: str, detail: str, step: int) -> None:
         """Write an event."""
@@ -94,6 +100,11 @@ class Writing:
 
     def step(self, header: dict[str, Any], sections: Sequence[Section]) -> bool:
         """Write a step's record, and count it; return whether the disk took it."""
-        written = self.journal is not None and self.journal.step(header, sections)
+        later, self._later = self._later, None
+        written = self.journal is not None and self.journal.step(header, sections, later)
         self.emission.wrote(header, written=written)
         return written
+
+
+def _keyframe_data(frame: Keyframe) -> list[Section]:
+    return [("data", frame.buffers, checksum(frame.buffers))]

@@ -15,7 +15,7 @@ import torch
 import xxhash
 
 import tracer
-from tracer import journal
+from tracer import journal, steps
 
 FEATURES = 20
 
@@ -25,13 +25,17 @@ def train(job: dict) -> None:
     path = Path(job["path"])
     journal.ROLL_STEPS = journal.ROLL_BYTES = 8
     journal.SYNC_SECONDS = 0.05
+    steps.LARGE_KEYFRAME = 0
     torch.manual_seed(job["seed"])
     model = torch.nn.Linear(FEATURES, 3)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
     data = torch.utils.data.TensorDataset(torch.randn(64, FEATURES), torch.randn(64, 3))
     first = job["at"] or 0
     more = {"append": True, "at": first} if job["at"] is not None else {}
-    with open(job["acks"], "a", buffering=1) as acks, tracer.record(path, detail=job["detail"], **more):
+    with (
+        open(job["acks"], "a", buffering=1) as acks,
+        tracer.record(path, detail=job["detail"], keyframe_every=5, **more),
+    ):
         passed = first
         for _ in range(job["epochs"]):
             for x, y in torch.utils.data.DataLoader(data, batch_size=4, shuffle=True):
