@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from replay import cluster
 from replay.function import Function, beyond_floats, find, tidy
 from replay.lens import Lens
 from replay.moment import NotStoredError, StoredMoment
@@ -153,18 +153,16 @@ class _Run:
 
     def by_workers(self, workers: int, scheduler: str | None, *, anyway: bool) -> None:
         """Answer the rest with Dask's workers, a segment at a time."""
-        from distributed import as_completed  # noqa: PLC0415  takes a second to import
-
-        path, asked = str(self._trace.path.resolve()), self._asked.as_dict()
-        with _client(workers, scheduler) as client:
+        path, asked = self._trace.path.resolve(), self._asked.as_dict()
+        with cluster.client_of(workers, scheduler, path, f"{__name__}:{work.__name__}") as client:
             rows = _rows(self.missing, max(workers, len(client.scheduler_info()["workers"])) * _TURNS)
+            given = [(str(path), asked, row, anyway) for row in rows]
             try:
-                jobs = [client.submit(work, path, asked, row, anyway, pure=False) for row in rows]
-                for job in as_completed(jobs):
-                    for data in job.result():
+                for answer in cluster.answers(client, scheduler, work, given):
+                    for data in answer:
                         self._take(unpacked(data), keep=True)
             finally:
-                client.run(close_lenses)
+                cluster.everywhere(client, close_lenses)
 
     def finish(self) -> Hindsight:
         """Put the pieces together and add them to the trace."""
@@ -268,34 +266,6 @@ def close_lenses() -> None:
     while _lenses:
         _, (_, lens) = _lenses.popitem()
         lens.close()
-
-
-@contextlib.contextmanager
-def _client(workers: int, scheduler: str | None) -> Iterator[Any]:
-    from distributed import Client, LocalCluster  # noqa: PLC0415  takes a second to import
-
-    with contextlib.ExitStack() as stack:
-        if scheduler is None:
-            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="rewind-dask-"))
-            # Workers in threads: each only waits for an engine, which is a process and does the work. As processes they
-            # would load torch once more each, and start a nursery each, which loads it again.
-            cluster = LocalCluster(
-                n_workers=workers,
-                threads_per_worker=1,
-                processes=False,
-                memory_limit=0,
-                dashboard_address=None,
-                local_directory=scratch,
-                silence_logs=40,
-            )
-            stack.enter_context(cluster)
-            yield stack.enter_context(Client(cluster))
-        else:
-            try:
-                client = stack.enter_context(Client(scheduler))
-            except (OSError, ValueError) as error:
-                raise UsageError(f"no Dask scheduler answers at {scheduler}: {error}") from None
-            yield client
 
 
 def _columns(rows: list[dict[str, Any]]) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
