@@ -107,7 +107,9 @@ def _prove(client: Client, scheduler: str, trace: Path, needed: str) -> None:
             raise UsageError(f"the Dask worker {worker} has no Rewind like this one ({why}): install it there")
     for worker, found in client.run(os.path.isfile, str(trace / "trace.json"), on_error="return").items():
         if found is False:  # not where the worker has ended meanwhile
-            raise UsageError(f"the Dask worker {worker} does not see {trace}: the trace must lie at that path there, too")
+            raise UsageError(
+                f"the Dask worker {worker} does not see {trace}: the trace must lie at that path there, too"
+            )
 
 
 def answers(client: Client, scheduler: str | None, function: Callable[..., Any], rows: list[tuple]) -> Iterator[Any]:

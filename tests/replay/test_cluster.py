@@ -17,7 +17,9 @@ from tracer.errors import UsageError
 
 HOUSE = Path(__file__).parents[2]
 WORKER = ("distributed.cli.dask_worker", "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1")
-FUNCTION = "def {name}(step):\n    moved = step.next_state['fc.bias'] - step.state['fc.bias']\n    return {{'moved': moved}}\n"
+FUNCTION = (
+    "def {name}(step):\n    moved = step.next_state['fc.bias'] - step.state['fc.bias']\n    return {{'moved': moved}}\n"
+)
 
 
 class Cluster:
@@ -28,7 +30,7 @@ class Cluster:
         self._folder, self._place = folder, folder / "scheduler.json"
         place = ("--scheduler-file", str(self._place))
         self.scheduler = self._begin(
-            "distributed.cli.dask_scheduler", *place, "--host", "127.0.0.1", "--port", "0", "--no-dashboard", "--no-show"
+            "distributed.cli.dask_scheduler", *place, "--host=127.0.0.1", "--port=0", "--no-dashboard", "--no-show"
         )
         self.workers = [self._begin(*WORKER, *place, "--local-directory", str(folder)) for _ in range(2)]
 
@@ -84,16 +86,16 @@ def test_a_cluster_answers_to_the_bit_what_one_process_does(dask, basic, alone, 
 
 def test_a_worker_that_cannot_do_it_is_named_and_lives(dask, tmp_path):
     with cluster._far(dask.address) as client:
-        with pytest.raises(UsageError, match="does not see .*: the trace must lie at that path there"):
+        with pytest.raises(UsageError, match=r"does not see .*: the trace must lie at that path there"):
             cluster._prove(client, dask.address, tmp_path, "replay.hindsight:work")
-        with pytest.raises(UsageError, match="has no Rewind like this one .*No module named 'nowhere'"):
+        with pytest.raises(UsageError, match=r"has no Rewind like this one .*No module named 'nowhere'"):
             cluster._prove(client, dask.address, tmp_path, "nowhere.hindsight:work")
         assert dask.workers[0].poll() is None
         client.wait_for_workers(2, timeout=60)
 
 
 def test_an_address_where_nobody_listens_is_one_line(basic, tmp_path, impatient):
-    with pytest.raises(UsageError, match="no Dask scheduler answers at tcp://127.0.0.1:9") as error:
+    with pytest.raises(UsageError, match=r"no Dask scheduler answers at tcp://127.0.0.1:9") as error:
         hindsight(basic, write(tmp_path, "nobody"), scheduler="tcp://127.0.0.1:9")
     assert "\n" not in str(error.value)
 
@@ -117,5 +119,5 @@ def test_a_scheduler_that_is_gone_is_one_line(dask, impatient):
     with cluster._far(dask.address) as client:
         answers = cluster.answers(client, dask.address, len, [("three",)])
         dask.scheduler.kill()
-        with pytest.raises(UsageError, match="is gone .*: what was answered is kept"):
+        with pytest.raises(UsageError, match=r"is gone .*: what was answered is kept"):
             list(answers)
