@@ -29,6 +29,7 @@ from tracer.sections import OpenStep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from types import FrameType
 
     from replay.causes import Context
     from replay.channel import Channel, Message
@@ -317,13 +318,9 @@ class Engine:
 
     def begin(self, batch: Any, *, left: bool, iterator: Any) -> None:
         """The program has its batch."""
-        self._clear()
+        self._now, self.captures = OpenStep(), {}
         if self._reader is None and self._executing:
             self._look(frames.user_frames(sys._getframe(2)))
-
-    def _clear(self) -> None:
-        self._now = OpenStep()
-        self.captures = {}
 
     def discard(self) -> None:
         """The fetch was no step."""
@@ -355,10 +352,10 @@ class Engine:
 
     def end(self, *, mode: str, interrupted: bool = False) -> None:
         """A step is over: judge it, and wait for what is next."""
-        stack = frames.user_frames(sys._getframe(1))
+        frame = sys._getframe(1)
         expected = self.past.record(self.at) if self.at is not None else None
         if self._target is not None and self._target.restored and expected is not None and expected["mode"] == mode:
-            self._judge_step(stack)
+            self._judge_step(frame)
         elif self._target is not None and self._target.restored:
             self.at = None if self._executing else self.at
         self._fresh = self._executing = False
@@ -366,16 +363,16 @@ class Engine:
         self._now, self._trip, self.remade.problem = OpenStep(), _Trip(), None
         if interrupted:
             return
-        self._wait_at_end(stack, mode)
+        self._wait_at_end(frame, mode)
 
-    def _judge_step(self, stack: list[frames.UserFrame]) -> None:
+    def _judge_step(self, frame: FrameType) -> None:
         assert self.at is not None
         assert self._target is not None
         record = self.past.record(self.at)
         layout = record["layout"] if record is not None else None
         # A walk costs more than a small step: only where the program may have other tensors or optimizers than before.
         if self._reader is None or layout != self._layout or self.at + 1 in self.past.keyframes:
-            self._look(stack)
+            self._look(frames.user_frames(frame))
         self._layout = layout
         verdict = self.verdict = self._verdict()
         self.at += 1
@@ -398,13 +395,16 @@ class Engine:
     def _known_problems(self) -> list[str]:
         return self.problems + (self.sandbox.view.doubts if self.sandbox is not None else [])
 
-    def _wait_at_end(self, stack: list[frames.UserFrame], mode: str) -> None:
+    def _wait_at_end(self, frame: FrameType, mode: str) -> None:
         """Where an optimizer's step is the boundary, the past is put in place here; else at the next fetch."""
         while True:
             if self._target is None:
                 self._serve()
-            elif self._target.restored or mode != "optimizer" or self._try_restore(stack, inner=False) is None:
+            elif self._target.restored or mode != "optimizer" or not self._restored_after(frame):
                 return
+
+    def _restored_after(self, frame: FrameType) -> bool:
+        return self._try_restore(frames.user_frames(frame), inner=False) is not None
 
     # -- putting the past in place -------------------------------------------------------------------------------------
 

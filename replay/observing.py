@@ -32,6 +32,7 @@ from tracer.stored import State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+    from types import FrameType
 
     from replay.channel import Message
     from tracer.boundary import Boundary
@@ -146,9 +147,9 @@ class ObservingEngine(Engine):
 
     # -- the function --------------------------------------------------------------------------------------------------
 
-    def _judge_step(self, stack: list[frames.UserFrame]) -> None:
+    def _judge_step(self, frame: FrameType) -> None:
         k = self.at
-        super()._judge_step(stack)
+        super()._judge_step(frame)
         if self._pile is None:
             return
         if k in self._wanted:
