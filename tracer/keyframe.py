@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections import deque
+from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import xxhash
 
-from tracer import iterators, rng, values
+from tracer import columns, iterators, rng, values
 from tracer.errors import DamageError, MissingDataError
 
 if TYPE_CHECKING:
@@ -40,6 +40,12 @@ class Constants:
     first: dict[str, str] = field(default_factory=dict)
     known: bool = False
     _versions: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+
+    def has(self, path: str, digest: str) -> bool:
+        """Whether the value at `path` is as it was when the session's first keyframe was taken: this one, if there is none yet."""
+        if not self.known:
+            self.first[path] = digest
+        return self.first.get(path) == digest
 
     def digest(self, path: str, value: Any) -> str:
         """Return the 128-bit hash of a large tensor or array, remembered while torch says that it was not written to."""
@@ -175,7 +181,7 @@ def _capture_slot(slot: Slot, buffers: list[bytes | memoryview], opaque: list[st
     if slot.kind == "generator":
         return values.encode(rng.generator_state(slot.value), buffers)
     if slot.kind == "stateful":
-        return values.encode(slot.value.state_dict(), buffers, opaque=opaque)
+        return values.encode(slot.value.state_dict(), buffers, opaque=opaque, rows=True)
     if slot.kind == "same":
         return slot.value
     return _capture_value(slot, buffers, opaque, constants) if slot.kind == "value" else None
@@ -184,14 +190,31 @@ def _capture_slot(slot: Slot, buffers: list[bytes | memoryview], opaque: list[st
 def _capture_value(slot: Slot, buffers: list[bytes | memoryview], opaque: list[str], constants: Constants) -> Any:
     if is_large(slot.value):
         digest = constants.digest(slot.path, slot.value)
-        if not constants.known:
-            constants.first[slot.path] = digest
-        if constants.first.get(slot.path) == digest:
+        if constants.has(slot.path, digest):
             return {"$": "constant", "hash": digest}
         if _nbytes(slot.value) > LARGEST:
             opaque.append(f"{slot.path}, {_nbytes(slot.value) >> 20} MB that changed")
             return None
-    return values.encode(slot.value, buffers, opaque=opaque)
+    known = len(buffers)
+    node = values.encode(slot.value, buffers, opaque=opaque, rows=True)
+    if columns.is_long(slot.value) and (size := sum(map(len, buffers[known:]))) >= CONSTANT_FROM:
+        digest = _node_digest(node, buffers[known:])
+        if constants.has(slot.path, digest):
+            del buffers[known:]
+            return {"$": "constant", "hash": digest}
+        if size > LARGEST:
+            del buffers[known:]
+            opaque.append(f"{slot.path}, {size >> 20} MB that changed")
+            return None
+    return node
+
+
+def _node_digest(node: Any, buffers: Sequence[bytes | memoryview]) -> str:
+    """Hash of an encoded value; where in the keyframe its buffers lie does not count."""
+    digest = xxhash.xxh3_128(json.dumps(_without_positions(node)).encode())
+    for buffer in buffers:
+        digest.update(buffer)
+    return digest.hexdigest()
 
 
 def _nbytes(value: Any) -> int:
@@ -388,10 +411,9 @@ _RESTORERS: dict[str, Callable[[Any, values.Reader, Slot], str | None]] = {
 
 def _restore_value(node: Any, read: values.Reader, slot: Slot) -> str | None:
     if isinstance(node, dict) and node.get("$") == "constant":
-        digest = Constants().digest(slot.path, slot.value) if is_large(slot.value) else None
-        return None if digest == node["hash"] else "its content is not that of the recorded run"
+        return None if _digest_here(slot) == node["hash"] else "its content is not that of the recorded run"
     try:
-        new = values.decode(node, read, slot.value)
+        new = values.decode(node, read, slot.value, types=columns.named_type)
     except values.OpaqueValueError as error:
         return str(error)
     if slot.kind == "value" and _same_scalar(slot.value, new):
@@ -402,6 +424,13 @@ def _restore_value(node: Any, read: values.Reader, slot: Slot) -> str | None:
         return "it cannot be replaced"
     slot.put(new)
     return None
+
+
+def _digest_here(slot: Slot) -> str | None:
+    if is_large(slot.value):
+        return Constants().digest(slot.path, slot.value)
+    buffers: list[bytes | memoryview] = []
+    return _node_digest(values.encode(slot.value, buffers, rows=True), buffers)
 
 
 def _same_scalar(live: Any, new: Any) -> bool:
@@ -422,15 +451,31 @@ def _put_in_place(live: Any, new: Any) -> bool:
         return False
     if type(live) is not type(new):
         return False
-    if isinstance(live, (list, deque)):
-        live.clear()
-        live.extend(new)
-    elif isinstance(live, (dict, set)):
-        live.clear()
-        live.update(new)
-    else:
+    return _put_items(live, new)
+
+
+def _put_items(live: Any, new: Any) -> bool:
+    base = next((kind for kind in _CONTAINERS if isinstance(live, kind)), None)
+    if base is None:
         return False
+    if type(live) is not base and _node_of(live) == _node_of(new):
+        return True  # One that may refuse to be changed, or note that it was, is left alone where it need not be.
+    # By the methods of Python's own kind: those of the user's may do more, or refuse.
+    base.clear(live)
+    if issubclass(base, dict):
+        for key, value in new.items():
+            base.__setitem__(live, key, value)
+    else:
+        (base.update if base is set else base.extend)(live, new)
     return True
+
+
+_CONTAINERS: tuple[Any, ...] = (list, deque, OrderedDict, dict, set)
+
+
+def _node_of(value: Any) -> tuple[str, list[bytes]]:
+    buffers: list[bytes | memoryview] = []
+    return json.dumps(values.encode(value, buffers)), [bytes(b) for b in buffers]
 
 
 def _copy_tensor(live: torch.Tensor, new: torch.Tensor) -> bool:

@@ -12,6 +12,7 @@ an object with one key `$`, its kind:
     {"$": "dict", "v": [[key, value], ..]}                         every mapping
     {"$": "complex", "v": [re, im]}   {"$": "dtype", "v": "float32"}   {"$": "device", "v": "cpu"}   {"$": "size", "v": [..]}
     {"$": "slice", "v": [start, stop, step]}   {"$": "path", "v": "a/b"}
+    {"$": "columns", "type": "list", "n": 10000, "of": column}     a long list, tuple or deque (with "maxlen") as `columns` says
     {"$": "enum", "type": "m.Color", "v": "RED"}                   a member, found again in the template's class
     {"$": "opaque", "type": "module.Name"}                         could not be recorded; decoding raises OpaqueValueError
 
@@ -34,16 +35,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from tracer import columns
 from tracer.errors import DamageError, MissingDataError
 
 Json = Any
 Reader = Callable[[int], bytes]
 Leaf = Callable[[Any], Json | None]
+Types = Callable[[str], type | None]
 _JSON_TYPES = (bool, int, str, type(None))
 _SENSELESS = (LookupError, TypeError, ValueError, RuntimeError, struct.error, OverflowError)
 """What decoding raises where a node is not one that was encoded; RecursionError is a RuntimeError."""
 _QUIET_NAN = struct.pack("<d", float("nan"))
-_SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset}
+_SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset, "list": list}
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,13 @@ class _Sink:
     buffers: list[bytes | memoryview]
     opaque: list[str] | None
     leaf: Leaf | None
+    rows: bool
+
+
+@dataclass(frozen=True)
+class _Source:
+    read: Reader
+    types: Types
 
 
 class OpaqueValueError(MissingDataError):
@@ -106,14 +116,20 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def encode(
-    value: Any, buffers: list[bytes | memoryview], *, opaque: list[str] | None = None, leaf: Leaf | None = None
+    value: Any,
+    buffers: list[bytes | memoryview],
+    *,
+    opaque: list[str] | None = None,
+    leaf: Leaf | None = None,
+    rows: bool = False,
 ) -> Json:
     """Return `value` as JSON; what is bytes goes to the end of `buffers`.
 
     Types that cannot be recorded become `opaque` nodes; their names are appended to `opaque` where it is given. `leaf` is asked
-    first for each tensor and array: the node that it returns, unless None, stands for it.
+    first for each tensor and array: the node that it returns, unless None, stands for it. `rows`: long lists of things that are
+    made alike are stored as columns.
     """
-    return _encode(value, _Sink(buffers, opaque, leaf))
+    return _encode(value, _Sink(buffers, opaque, leaf, rows))
 
 
 def _encode(value: Any, sink: _Sink) -> Json:
@@ -122,6 +138,8 @@ def _encode(value: Any, sink: _Sink) -> Json:
         return value
     if kind is float:
         return _encode_float(value)
+    if sink.rows and columns.is_long(value) and (node := _encode_rows(value, sink)) is not None:
+        return node
     if kind is list:
         return [_encode(v, sink) for v in value]
     for base, encoder in _ENCODERS:
@@ -130,6 +148,16 @@ def _encode(value: Any, sink: _Sink) -> Json:
             if node is not None:
                 return node
     return _opaque(value, sink)
+
+
+def _encode_rows(value: Any, sink: _Sink) -> Json:
+    column = columns.of(value)
+    if column is None:
+        return None if len(value) <= columns.MOST_SINGLY else _opaque(value, sink, f" of {len(value)} unlike things")
+    node = {"$": "columns", "type": type(value).__name__, "n": len(value)}
+    if isinstance(value, deque):
+        node["maxlen"] = value.maxlen
+    return {**node, "of": columns.leaves(column, lambda leaf: _encode(leaf, sink))}
 
 
 def _opaque(value: Any, sink: _Sink, more: str = "") -> Json:
@@ -194,7 +222,7 @@ def _encode_tuple(value: tuple, sink: _Sink) -> Json:
     if type(value) is tuple:
         return {"$": "tuple", "v": items}
     if hasattr(value, "_fields"):
-        return {"$": "named", "type": f"{type(value).__module__}.{type(value).__qualname__}", "v": items}
+        return {"$": "named", "type": columns.type_name(type(value)), "v": items}
     return None
 
 
@@ -239,32 +267,40 @@ _ENCODERS: tuple[tuple[Any, Callable], ...] = (
 )
 
 
-def decode(node: Json, read: Reader, template: Any = None) -> Any:
+def decode(node: Json, read: Reader, template: Any = None, *, types: Types = lambda name: None) -> Any:
     """Return the value of `node`; `read(i)` gives the bytes of buffer i.
 
     `template` is a value of the same structure, if there is one: named tuples and dicts of a kind of their own take their
-    type from it (without it they come back as plain tuples and dicts). Raise OpaqueValueError at an opaque node, DamageError
-    where `node` is none that `encode` makes.
+    type from it (without it they come back as plain tuples and dicts); of named tuples that it lacks, `types` gives it by name.
+    Raise OpaqueValueError at an opaque node, DamageError where `node` is none that `encode` makes.
     """
     try:
-        return _decode(node, read, template)
+        return _decode(node, _Source(read, types), template)
     except _SENSELESS as error:
         raise DamageError(f"a value of the trace makes no sense: {type(error).__name__}: {error}") from None
 
 
-def _decode(node: Json, read: Reader, template: Any = None) -> Any:
+def _decode(node: Json, source: _Source, template: Any = None) -> Any:
     if not isinstance(node, dict):
         if isinstance(node, list):
-            return [_decode(v, read, _item(template, i)) for i, v in enumerate(node)]
+            return [_decode(v, source, _item(template, i)) for i, v in enumerate(node)]
         return node
     kind = node["$"]
     if kind == "opaque":
         raise OpaqueValueError(f"a {node['type']} was not recorded: it has no state that can be stored safely")
     if kind in ("dict", "named", "tuple", "set", "frozenset", "deque"):
-        return _decode_container(kind, node, read, template)
+        return _decode_container(kind, node, source, template)
+    if kind == "columns":
+        return _decode_rows(node, source)
     if kind == "enum":
         return _decode_enum(node, template)
-    return _decode_leaf(kind, node, read)
+    return _decode_leaf(kind, node, source)
+
+
+def _decode_rows(node: Json, source: _Source) -> Any:
+    column = columns.leaves(node["of"], lambda leaf: _decode(leaf, source))
+    items = columns.items_of(column, node["n"], source.types)
+    return deque(items, maxlen=node["maxlen"]) if node["type"] == "deque" else _SEQUENCES[node["type"]](items)
 
 
 def _decode_enum(node: Json, template: Any) -> enum.Enum:
@@ -275,21 +311,22 @@ def _decode_enum(node: Json, template: Any) -> enum.Enum:
 
 
 def _item(template: Any, index: int) -> Any:
-    if isinstance(template, (list, tuple)) and index < len(template):
+    if isinstance(template, (list, tuple, deque)) and index < len(template):
         return template[index]
     return None
 
 
-def _decode_container(kind: str, node: Json, read: Reader, template: Any) -> Any:
+def _decode_container(kind: str, node: Json, source: _Source, template: Any) -> Any:
     if kind == "dict":
-        pairs = [(_decode(k, read), v) for k, v in node["v"]]
+        pairs = [(_decode(k, source), v) for k, v in node["v"]]
         inner = template if isinstance(template, Mapping) else {}
-        return _like(template, {k: _decode(v, read, inner.get(k)) for k, v in pairs})
-    items = [_decode(v, read, _item(template, i)) for i, v in enumerate(node["v"])]
+        return _like(template, {k: _decode(v, source, inner.get(k)) for k, v in pairs})
+    items = [_decode(v, source, _item(template, i)) for i, v in enumerate(node["v"])]
     if kind == "deque":
         return deque(items, maxlen=node["maxlen"])
     if kind == "named":
-        return type(template)._make(items) if hasattr(template, "_make") else tuple(items)
+        named = type(template) if hasattr(template, "_make") else source.types(node["type"])
+        return tuple(items) if named is None else named._make(items)
     return _SEQUENCES[kind](items)
 
 
@@ -297,27 +334,39 @@ def _like(template: Any, found: dict[Any, Any]) -> dict[Any, Any]:
     """Return `found` as the template's own kind of dict: with its default factory, say."""
     if not isinstance(template, dict) or type(template) is dict:
         return found
-    made = copy.copy(template)
-    made.clear()
-    made.update(found)
+    # By the methods of Python's own kind: those of the user's may do more, or refuse.
+    base: Any = OrderedDict if isinstance(template, OrderedDict) else dict
+    made = _copied(template)
+    base.clear(made)
+    for key, value in found.items():
+        base.__setitem__(made, key, value)
     return made
 
 
-def _decode_leaf(kind: str, node: Json, read: Reader) -> Any:
+def _copied(template: dict[Any, Any]) -> dict[Any, Any]:
+    try:
+        return copy.copy(template)
+    except Exception:  # noqa: BLE001  whatever a class of the user's raises that refuses to be filled
+        made = type(template).__new__(type(template))
+        vars(made).update(vars(template))
+        return made
+
+
+def _decode_leaf(kind: str, node: Json, source: _Source) -> Any:
     if kind == "tensor":
-        tensor = bytes_tensor(read(node["b"]), node["dtype"], node["shape"])
+        tensor = bytes_tensor(source.read(node["b"]), node["dtype"], node["shape"])
         return tensor.to(node["device"]) if node["device"] != "cpu" else tensor
     if kind == "sparse":
-        indices, values = (_decode_leaf("tensor", part, read) for part in node["v"])
+        indices, values = (_decode_leaf("tensor", part, source) for part in node["v"])
         size, coalesced = node["shape"], node["coalesced"]
         return torch.sparse_coo_tensor(indices, values, size, is_coalesced=coalesced, check_invariants=True)
     if kind in ("array", "scalar"):
-        array = np.frombuffer(bytearray(read(node["b"])), dtype=np.dtype(node["dtype"]))
+        array = np.frombuffer(bytearray(source.read(node["b"])), dtype=np.dtype(node["dtype"]))
         return array.reshape(node["shape"]) if kind == "array" else array[0]
     if kind == "bytes":
-        return read(node["b"])
+        return source.read(node["b"])
     if kind == "slice":
-        return slice(*(_decode(v, read) for v in node["v"]))
+        return slice(*(_decode(v, source) for v in node["v"]))
     return _DECODERS[kind](node)
 
 

@@ -28,11 +28,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tracer import frames, iterators
+from tracer import columns, frames, iterators
 from tracer.rng import GENERATOR_TYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from tracer.frames import UserFrame
 
@@ -202,9 +202,31 @@ def is_plain(value: Any, budget: int = MAX_ITEMS) -> bool:
     if isinstance(value, dict):
         fits = len(value) <= budget and not _keyed_by_ids(value)
         return fits and all(is_plain(k, 8) and is_plain(v, budget) for k, v in value.items())
+    if budget >= MAX_ITEMS and columns.is_long(value):
+        return _are_plain(value)
     if isinstance(value, (list, tuple, set, frozenset, deque)):
         return len(value) <= budget and all(is_plain(v, budget) for v in value)
     return isinstance(value, slice)
+
+
+def _are_plain(items: Sequence[Any]) -> bool:
+    """Whether all of many items are data; asked of each kind, and of each place in records, not of each item."""
+    kinds = set(map(type, items))
+    return all(_is_plain_kind(kind, items if len(kinds) == 1 else _of_kind(items, kind)) for kind in kinds)
+
+
+def _of_kind(items: Sequence[Any], kind: type) -> list[Any]:
+    return [item for item in items if type(item) is kind]
+
+
+def _is_plain_kind(kind: type, items: Sequence[Any]) -> bool:
+    if kind is torch.Tensor or issubclass(kind, _PLAIN):
+        return True
+    if kind is np.ndarray:
+        return not any(item.dtype.hasobject for item in items)
+    if issubclass(kind, (list, tuple)) and len(set(map(len, items))) == 1:
+        return all(_are_plain(place) for place in zip(*items, strict=True))
+    return all(map(is_plain, items))
 
 
 def _keyed_by_ids(value: Any) -> bool:

@@ -294,7 +294,7 @@ def test_what_a_tracker_would_send_to_a_server_goes_to_a_folder(scratch, monkeyp
         assert os.environ["MLFLOW_ALLOW_FILE_STORE"] == "true"
 
 
-@pytest.mark.parametrize("store", [None, "mlruns", "./runs", "/home/me/runs", "file:///x", "sqlite:///runs.db"])
+@pytest.mark.parametrize("store", [None, "mlruns", "./runs", "file:///x", "sqlite:///runs.db"])
 def test_a_tracker_that_writes_files_is_left_as_it_is(scratch, monkeypatch, store):
     if store is None:
         monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)

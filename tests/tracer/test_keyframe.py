@@ -7,7 +7,7 @@ import json
 import os
 import random
 import sys
-from collections import Counter, defaultdict
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
 
 import numpy as np
 import pytest
@@ -322,6 +322,70 @@ def test_dicts_of_a_kind_of_their_own_keep_it():
     nested[0]["new"] += 1
     assert nested == [{"x": 1, "new": 1}]
     use(model)
+
+
+class Frozen(OrderedDict):
+    """A library's settings: they refuse to be changed."""
+
+    def __setitem__(self, key, value):
+        if getattr(self, "made", False):
+            raise TypeError("frozen")
+        super().__setitem__(key, value)
+
+    def update(self, *args, **kwargs):
+        raise TypeError("frozen")
+
+
+def test_a_dict_that_refuses_to_be_changed_is_left_as_it_is():
+    camera = Camera()
+    model = torch.nn.Linear(1, 1)
+    settings = Frozen(a=1)
+    settings.made, inner = True, settings.keys()
+    shot = camera.take()
+    assert camera.put(shot) == []
+    assert list(inner) == ["a"]
+    OrderedDict.__setitem__(settings, "b", 2)
+    assert camera.put(shot) == []
+    assert list(settings.items()) == [("a", 1)]
+    use(model)
+
+
+Pair = namedtuple("Pair", "left right")
+
+
+def test_a_long_memory_of_transitions():
+    """Ten times more than what is followed item by item; in a program that has just started it is empty."""
+    camera = Camera()
+    model = torch.nn.Linear(1, 1)
+    memory = deque((Pair(torch.full((2,), float(i)), i % 3) for i in range(40_000)), maxlen=50_000)
+    known, reward = memory, [0.5] * 100
+    camera.constants.known = True
+    shot = camera.take()
+    assert len(shot[1]) < 20
+    memory.clear()
+    reward.append(1.0)
+    assert camera.put(shot) == []
+    assert memory is known
+    assert len(memory) == 40_000
+    assert reward == [0.5] * 100
+    assert memory.maxlen == 50_000
+    assert type(memory[39_999]) is Pair
+    assert memory[39_999].left.tolist() == [39_999.0, 39_999.0]
+    use(model, memory, known, reward)
+
+
+def test_a_long_list_that_stays_as_it_was_is_not_stored():
+    camera = Camera()
+    model = torch.nn.Linear(1, 1)
+    data = [(np.full(64, i), i) for i in range(5000)]
+    shot = camera.take()
+    assert sum(map(len, shot[1])) < 100_000
+    assert camera.put(shot) == []
+    data[7][0][3] = -1
+    (problem,) = camera.put(shot)
+    assert "data: its content is not that of the recorded run" in problem
+    assert sum(map(len, camera.take()[1])) > 2_000_000
+    use(model, data)
 
 
 def test_views_are_not_written_through():

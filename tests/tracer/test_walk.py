@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tracer import frames, walk
+from tracer import columns, frames, walk
 
 KNOB = [1]
 
@@ -386,7 +386,12 @@ def test_the_same_code_gives_the_same_paths():
         (np.float32(1), True),
         (slice(1), True),
         (lambda: 0, False),
-        ([0] * (walk.MAX_ITEMS + 1), False),
+        ([0] * (walk.MAX_ITEMS + 1), True),
+        ([0] * (columns.MOST + 1), False),
+        ([(0, {1: np.zeros(1)})] * 100, True),
+        ([(0, {1: lambda: 0})] * 100, False),
+        ([np.zeros(1), np.array([None])] * 100, False),
+        ([torch.nn.Parameter(torch.zeros(1))] * 100, False),
     ],
 )
 def test_what_is_data_all_through(value, plain):
