@@ -88,7 +88,9 @@ class Index:
     def _prepare(self) -> None:
         execute = self._connection.execute
         execute("SET python_enable_replacements = false")
-        execute("SET enable_progress_bar = false")
+        # In Jupyter without ipywidgets it is off, and to say so is refused.
+        if execute("SELECT current_setting('enable_progress_bar')").fetchall()[0][0]:
+            execute("SET enable_progress_bar = false")
         self._attach()
         execute("SET enable_external_access = false")
         execute("SET lock_configuration = true")

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import subprocess
+import sys
 
 import duckdb
 import pyarrow as pa
@@ -285,6 +287,24 @@ def test_columns_keep_clear_of_taken_names():
     assert columns.column("Accuracy") not in ("accuracy", "Accuracy")
     assert columns.column("accuracy") == "accuracy"
     assert len(set(columns.names.values())) == 4
+
+
+NOTEBOOK = """
+import sys, types
+shell = types.SimpleNamespace(config={"IPKernelApp": {}})
+sys.modules["IPython"] = types.SimpleNamespace(get_ipython=lambda: shell)
+sys.modules["ipywidgets"] = None
+from tracer import open_trace
+print(open_trace(sys.argv[1]).sql("select count(*) from steps").fetchall())
+"""
+
+
+def test_in_a_notebook_without_its_widgets(tmp_path):
+    """DuckDB refuses any word about its progress bar there; it asks IPython, and whether the main module has a file."""
+    make_trace(tmp_path / "t", 10, 6, 20)
+    command = [sys.executable, "-c", NOTEBOOK, str(tmp_path / "t")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[(10,)]\n", "")
 
 
 def test_a_directory_with_a_quote_in_its_name(tmp_path):
