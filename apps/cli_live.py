@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _trace = click.argument("trace", type=click.Path(path_type=Path))
 _OVER = ("finished", "failed", "terminated", "crashed")
 _SECOND = 1.0
-PEEKED = ("batch", "weights", "grads", "captures")
+PEEKED = ("batch", "weights", "before", "grads", "captures")
 
 
 @click.command()
@@ -197,7 +197,7 @@ def _tell(trace: Path, verb: Callable[[Control], dict[str, Any]], *, as_json: bo
 def peek(trace: Path, *, what: str | None, out: Path | None, as_json: bool) -> None:
     """Say what the paused run of TRACE holds of its last step, at full detail whatever it records. # S4.1
 
-    WHAT is batch, weights, grads or captures; with --out its arrays are written as NPZ.
+    WHAT is batch, weights (before: those that the step started from), grads or captures; with --out its arrays go to an NPZ file.
     """
     from tracer.control import Control
     from tracer.fed import facts_of

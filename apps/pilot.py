@@ -33,10 +33,11 @@ _UNDER_WAY: Final = ("pausing", "stepping", "stopping")
 
 @dataclass(frozen=True)
 class Peeked:
-    """What the paused process gave: step `step` is the last that it made; `weights` are of state `step` + 1."""
+    """What the paused process gave: step `step` is the last that it made; `weights` are of state `step` + 1, `before` of `step`."""
 
     step: int
     weights: dict[str, Any] = field(default_factory=dict)
+    before: dict[str, Any] = field(default_factory=dict)
     grads: dict[str, Any] = field(default_factory=dict)
     captures: dict[str, Any] = field(default_factory=dict)
     dims: dict[str, tuple[str, ...] | None] = field(default_factory=dict)
@@ -118,10 +119,10 @@ class Pilot:
 
 
 def lacks(run: Recorded, step: int) -> list[str]:
-    """Which of weights, grads, captures and batch the trace may lack of `step`."""
+    """Which of weights, before, grads, captures and batch the trace may lack of `step`."""
     if run.empty:
         return []
-    found = [] if run.trace.has_state(step + 1) else ["weights"]
+    found = [what for what, k in (("weights", step + 1), ("before", step)) if not run.trace.has_state(k)]
     try:
         run.trace.grads(step)
     except RewindError:

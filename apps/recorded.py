@@ -266,8 +266,9 @@ class Recorded(Scalars):
         self._peeked[peeked.step] = peeked
         while len(self._peeked) > _KEPT_PEEKS:
             del self._peeked[next(iter(self._peeked))]
-        if peeked.weights:
-            self.keep(peeked.step + 1, peeked.weights)
+        for k, weights in ((peeked.step, peeked.before), (peeked.step + 1, peeked.weights)):
+            if weights:
+                self.keep(k, weights)
         for name in ("_forms", "layers", "matrices", "sources"):
             self.__dict__.pop(name, None)
         self._made.clear()

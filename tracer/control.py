@@ -158,13 +158,13 @@ class Control:
         return self._state("set", changes=dict(changes))
 
     def keys(self) -> dict[str, list[dict[str, Any]]]:
-        """What can be asked of the paused step: {"weights" | "grads" | "captures" | "batch": [{name, dtype, shape}]}."""
+        """What can be asked of the paused step: {"weights" | "before" | "grads" | "captures" | "batch": [{name, dtype, shape}]}."""
         return self.request("keys")[0]["keys"]
 
     def peek(self, what: str, names: Sequence[str] | None = None) -> dict[str, torch.Tensor]:
-        """Return weights, grads, captures or batch of the paused step, all or those named, at any level of detail.
+        """Return weights, grads, captures or batch of the paused step, or the weights before it, at any level of detail.
 
-        The arrays of a batch are named by their place in it: `0`, `1.mask`; `batch()` gives it nested as it was.
+        All of them, or those named; arrays of a batch by their place in it: `0`, `1.mask`. `batch()` gives it nested as it was.
         """
         from tracer.values import bytes_tensor  # noqa: PLC0415  torch is heavy, and `rewind pause` needs none
 

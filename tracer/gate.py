@@ -39,6 +39,7 @@ class Gate:
         self._pause_at: float = math.inf if pause_at is None else pause_at
         self._holders: set[str] = set()
         self._budget = 0
+        self._put_off = False
         self._waiting = False
         self._stopping = False
         self._over = False
@@ -48,23 +49,30 @@ class Gate:
 
     # -- the training thread -------------------------------------------------------------------------------------------
 
-    def passing(self, step: int) -> float:
-        """Between two steps, `step` being next: return how many seconds this took. Raise Stopped."""
+    def passing(self, step: int, *, whole: Callable[[], bool] = lambda: True) -> float:
+        """Between two steps, `step` being next: return how many seconds this took. Raise Stopped.
+
+        Where not all of the step that is over was kept (`whole`), as nobody knew yet that the run would wait, it waits after
+        the next one, which is kept.
+        """
         if self._free.is_set() and step < self._pause_at:
             return 0.0
-        return self._hold(step)
+        return self._hold(step, whole)
 
-    @property
-    def will_hold(self) -> bool:
-        """Whether the run will wait when the step that is open is over."""
-        return not self._free.is_set() and self._budget == 0 and not self._over
+    def will_hold(self, step: int) -> bool:
+        """Whether the run will wait when `step`, the one that is open, is over."""
+        held = not self._free.is_set() or step + 1 >= self._pause_at
+        return held and self._budget == 0 and not self._over
 
-    def _hold(self, step: int) -> float:
+    def _hold(self, step: int, whole: Callable[[], bool]) -> float:
         started = time.perf_counter()
         if self._over:
             return 0.0
         with self._changed:
             self.step = step
+            if self._holders and not self._budget and not self._stopping and not self._put_off and not whole():
+                self._put_off = True
+                return 0.0
             if step >= self._pause_at:
                 self._pause_at = math.inf
                 self._holders.add(HAND)
@@ -100,6 +108,7 @@ class Gate:
     def _release(self) -> None:
         self._holders.clear()
         self._budget = 0
+        self._put_off = False
         if not self._stopping:
             self._free.set()
 
@@ -113,9 +122,13 @@ class Gate:
 
     # -- the others ----------------------------------------------------------------------------------------------------
 
-    def pause(self, holder: str = HAND) -> None:
-        """Hold the run at the end of the current step; steps that were granted and not run are not run."""
+    def pause(self, holder: str = HAND, *, exactly: bool = False) -> None:
+        """Hold the run at the end of the current step; steps that were granted and not run are not run.
+
+        `exactly`: of this one, also where not all of it was kept; else see `passing`.
+        """
         with self._changed:
+            self._put_off |= exactly
             self._holders.add(holder)
             self._budget = 0
             self._free.clear()

@@ -29,6 +29,8 @@ _HEARTBEAT = 2.0
 _MOST_WAIT = 3600.0
 _log = logging.getLogger("rewind")
 Request = dict[str, Any]
+KINDS = ("weights", "grads", "captures", "before")
+"""What can be asked of a paused step by name; `before` are the weights that it started from, `weights` what it made of them."""
 Described = tuple[dict[str, Any], Callable[[], bytes]]
 
 
@@ -47,6 +49,10 @@ class Run(Protocol):
     @property
     def finished(self) -> Any:
         """The step that is over, while its record is looked at (`sections.OpenStep`), else None."""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the step that is over is kept, here or in the trace."""
 
     @property
     def failure(self) -> OSError | None:
@@ -100,7 +106,7 @@ class Live:
         if header["kind"] != "step":
             return 0.0
         self.progress.stepped(header, self._run.driver())
-        seconds = self.gate.passing(int(header["step"]) + 1)
+        seconds = self.gate.passing(int(header["step"]) + 1, whole=lambda: self._run.whole)
         if seconds:
             self._goes_on(seconds)
         return seconds
@@ -216,8 +222,7 @@ class Live:
 
     def _on_keys(self, request: Request, client: str) -> dict[str, Any]:
         with self.gate.held():
-            kinds = ("weights", "grads", "captures")
-            known = {what: [described for described, _ in self._found(what)] for what in kinds}
+            known = {what: [facts for facts, _ in self._found(what)] for what in KINDS}
             return {"keys": {**known, "batch": self._batch_keys()}}
 
     def _batch_keys(self) -> list[dict[str, Any]]:
@@ -241,24 +246,26 @@ class Live:
 
     def _peek(self, request: Request) -> tuple[dict[str, Any], bytes]:
         what, names = request.get("what"), request.get("names")
-        if what not in ("weights", "grads", "captures"):
-            raise UsageError(f"{what!r} is none of weights, grads, captures, batch")
+        if what not in KINDS:
+            raise UsageError(f"{what!r} is none of {', '.join(KINDS)}, batch")
         with self.gate.held():
-            found = {described["name"]: (described, read) for described, read in self._found(what)}
+            found = {facts["name"]: (facts, read) for facts, read in self._found(what)}
             missing = [name for name in names or () if name not in found]
             if missing:
                 raise MissingDataError(
                     f"no {what} {missing[0]!r} at this step; there are: {', '.join(found) or 'none'}"
                 )
-            parts = [(described, read()) for described, read in map(found.__getitem__, names or found)]
-        tensors = [{**described, "nbytes": len(data)} for described, data in parts]
+            parts = [(facts, read()) for facts, read in map(found.__getitem__, names or found)]
+        tensors = [{**facts, "nbytes": len(data)} for facts, data in parts]
         return {"tensors": tensors}, b"".join(data for _, data in parts)
 
     def _found(self, what: str) -> list[Described]:
         step = self._run.finished
         if what == "captures":
             kept = step.captures.values() if step is not None else ()
-            return [({**described, "name": described["key"]}, lambda data=data: data) for described, data in kept]
+            return [({**facts, "name": facts["key"]}, lambda data=data: data) for facts, data in kept]
+        if what == "before":
+            return [(facts, lambda data=data: data) for facts, data in (step.before if step is not None else ())]
         if what == "weights":
             return [_described(name, tensor) for name, tensor in self._run.tensors.items()]
         kept_grads = step.grads if step is not None else {}

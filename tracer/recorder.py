@@ -301,7 +301,7 @@ class Recorder:
 
     def pause(self) -> None:
         """Hold the run at the end of its current step: from another thread, or from the loop itself. # S4.1"""
-        self.live.gate.pause()
+        self.live.gate.pause(exactly=True)
 
     def resume(self) -> None:
         """Let the run go on."""

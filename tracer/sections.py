@@ -54,7 +54,17 @@ class OpenStep:
     batch_size: int | None = None
     changes: dict[str, Any] = field(default_factory=dict)
     captures: dict[str, tuple[dict[str, Any], bytes]] = field(default_factory=dict)
+    before: list[tuple[dict[str, Any], bytes]] = field(default_factory=list)
+    watched: bool = False
     started: float = field(default_factory=time.perf_counter)
+
+    def watch_all(self, tensors: dict[str, torch.Tensor]) -> None:
+        """The run will wait after this step: who asks then is to see all of it, what it starts from, too."""
+        self.watched = True
+        self.before = [
+            ({"name": name, "dtype": values.dtype_name(t.dtype), "shape": list(t.shape)}, bytes(values.tensor_bytes(t)))
+            for name, t in tensors.items()
+        ]
 
     def note_losses(self, losses: tuple[Any, ...], *, in_optimizer: bool) -> None:
         """Keep what a backward pass started from; of a closure that runs several times, its first evaluation."""

@@ -97,10 +97,18 @@ class StepRecorder:
         now.batch_size = self._ahead.fetched(self._fetches.size, left=left, frame=sys._getframe(1))
         if self._peeked:
             now.fed.add(batch, copy=self._will_hold)
+        if self._will_hold:
+            now.watch_all(self.tensors)
         if self._fetches.left or self._reader is None or self._keyframe_due:
             stack = self._place(now)
             self._fetches.at(now.site)
             self._maybe_keyframe(now, stack, self._look(stack), left=self._fetches.left)
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of the step that is over is kept, here or in the trace."""
+        stored = self._replayable and self._options.weights and self._options.flight is None
+        return self.finished is None or self.finished.watched or bool(stored and self.finished.grads)
 
     def _carry_over(self) -> OpenStep:
         """Captures and scalars given between the steps belong to the one that begins."""
@@ -143,7 +151,7 @@ class StepRecorder:
     @property
     def _will_hold(self) -> bool:
         """Whether it is known that the run will wait after the step that is open."""
-        return self.live is not None and self.live.gate.will_hold
+        return self.live is not None and self.live.gate.will_hold(self.step)
 
     def _take_inputs(self, inputs: list[Any], module: torch.nn.Module | None) -> None:
         """Without a DataLoader: what the model was given is the batch, and what it was given last before a loss its size."""
@@ -341,6 +349,8 @@ class StepRecorder:
 
     def _begin_optimizer_step(self) -> None:
         """The place after an optimizer's step is where the next step starts."""
+        if self._will_hold:
+            self._now.watch_all(self.tensors)
         if self._replayable:
             self._now.rng_hash = self._fetches.random_now()
         if self._code_site is None or self._keyframe_due:
@@ -420,6 +430,8 @@ class StepRecorder:
             self._wanted.all = not self._wanted.roots
             if self.live is not None:
                 self._now.started += self.live.stepped(header)
+            if self._will_hold and self._now is not self.finished:
+                self._now.watch_all(self.tensors)
             self.finished = None
 
     @property

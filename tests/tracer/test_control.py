@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import tracer
-from tests.tracer.live_run import ENVIRONMENT, LiveRun, undisturbed
+from tests.tracer.live_run import ENVIRONMENT, PROGRAM, LiveRun, undisturbed
 from tracer import open_trace
 from tracer.control import Control
 from tracer.errors import ControlError, MissingDataError, NameUnknownError, UsageError
@@ -130,15 +130,54 @@ def test_the_batch_of_a_paused_step_is_what_it_was_fed(mode, tmp_path):  # S2 of
     with LiveRun(tmp_path / "t", *options, mode=mode) as run, open_trace(tmp_path / "kept") as kept:
         run.until_status("paused")
         with Control(run.path) as control:
-            # Of the first step it was not known that the run would wait: of a loop without a loader there is the input.
             first = control.batch()
-            assert len(first) == (2 if mode == "loader" else 1)
-            assert all(torch.equal(a, b) for a, b in zip(first, kept.batch(3)[: len(first)], strict=True))
+            assert len(first) == 2, "targets, too, in a loop without a loader"
+            assert all(torch.equal(a, b) for a, b in zip(first, kept.batch(3), strict=True))
             control.step(2)
             assert [e["shape"] for e in control.keys()["batch"]] == [[4, 6], [4, 2]]
             assert all(torch.equal(a, b) for a, b in zip(control.batch(), kept.batch(5), strict=True))
         with open_trace(run.path) as trace, pytest.raises(MissingDataError, match="not recorded"):
             trace.batch(5)
+
+
+@pytest.mark.parametrize(("detail", "at"), [("metrics", 4), ("metrics", None), ("replay", None)])
+def test_the_first_pause_holds_all_of_its_step(detail, at, tmp_path):  # S4.1
+    """Of a loop that draws its batches itself, however the pause came about: nothing had to be known beforehand."""
+    options = () if at is None else ("--pause-at", str(at))
+    with LiveRun(tmp_path / "t", "--detail", detail, *options, mode="plain", epochs=10_000) as run:
+        run.until(lambda: run.status()["current_step"])
+        if at is not None:
+            run.until_status("paused")
+        with Control(run.path) as control, open_trace(run.path) as trace:
+            k = (control.pause() if at is None else control.state())["step"] - 1
+            assert at is None or k == at - 1
+            trace.refresh()
+            before, after, grads, batch = made_again(k)
+            if not trace.has_state(k):
+                assert equal(control.peek("before"), before)
+            assert equal(control.peek("weights"), after)
+            assert equal(control.peek("grads"), grads)
+            found = trace.batch(k) if detail == "replay" else control.batch()
+            assert all(torch.equal(a, b) for a, b in zip(found, batch, strict=True))
+            assert torch.equal(control.peek("captures")["layer/output"], before["0.bias"])
+
+
+def made_again(k):
+    """What step `k` of the plain loop started from, made, had as gradients and was fed."""
+    code = PROGRAM.split("def main")[0].replace("sys.argv[1], int(sys.argv[2]), int(sys.argv[3])", "'plain', 1, 10")
+    space = {}
+    exec(code, space)
+    model = space["model"]
+    for _ in range(k + 1):
+        before = {name: t.detach().clone() for name, t in model.state_dict().items()}
+        ids = torch.randint(0, len(space["x"]), (4,))
+        batch = space["x"][ids], space["y"][ids]
+        space["one"](*batch)
+    return before, dict(model.state_dict()), {name: p.grad for name, p in model.named_parameters()}, batch
+
+
+def equal(found, stored):
+    return found.keys() == stored.keys() and all(torch.equal(found[name], stored[name]) for name in stored)
 
 
 def test_cycles_from_three_clients_change_nothing(tmp_path):

@@ -106,3 +106,19 @@ def test_close_frees_and_refusals():
     gate.close()
     assert trainer.result() == "finished"
     assert gate.passing(7) == 0.0
+
+
+def test_a_step_that_was_not_kept_is_passed_once_for_one_that_is():  # S4.1
+    gate = Gate()
+    gate.pause()
+    assert gate.will_hold(0)
+    assert gate.passing(1, whole=lambda: False) == 0.0, "the next one is kept"
+    assert (gate.status, gate.will_hold(1)) == ("pausing", True)
+    gate.resume()
+    gate.pause(exactly=True)
+    trainer = Trainer(gate, 1)
+    gate.settle(20)
+    assert (gate.step, gate.status) == (1, "paused")
+    gate.resume()
+    assert trainer.result() == "finished"
+    assert [Gate(pause_at=5).will_hold(step) for step in (3, 4)] == [False, True]
