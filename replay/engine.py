@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from replay.judge import Judge
-from replay.leaves import has_named
+from replay.patterns import Patterns
 from replay.remade import Remade
 from tracer import frames, hyperparameters, keyframe, registry, rng, values, walk
 from tracer.boundary import Boundary
@@ -87,7 +87,7 @@ class Engine:
         self._channel, self._span = channel, span
         self._hurry, self._stay = hurry, stay
         self._judge = Judge(self.past, context)
-        self.remade = Remade(self.past)
+        self.remade, self._patterns = Remade(self.past), Patterns()
         self._reader: registry.StateReader | None = None
         self._optimizers = Optimizers()
         self._hidden = False
@@ -302,11 +302,7 @@ class Engine:
 
     def _stored(self, record: dict[str, Any], native: Callable[[], Any]) -> Any:
         assert self.at is not None
-        template = None
-        if has_named(record["batch"]):
-            before = rng.capture_state()
-            template = native()
-            rng.restore_state(before)
+        template = self._patterns.of(record["batch"], native)
         return self.past.batch(self.at, template)
 
     def _fetch_extra(self, native: Callable[[], Any]) -> Any:

@@ -40,10 +40,3 @@ def same_values(p: Any, q: Any) -> bool:
 def bits(tensor: torch.Tensor) -> bytes:
     """The bytes of a tensor, row by row."""
     return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-
-
-def has_named(node: Any) -> bool:
-    """Whether a stored batch has a named tuple in it, whose type only the program knows."""
-    if isinstance(node, dict):
-        return node.get("$") == "named" or any(has_named(v) for v in node.values())
-    return isinstance(node, list) and any(has_named(v) for v in node)

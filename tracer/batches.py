@@ -6,6 +6,7 @@ Room: tracer. May touch: its own tables.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -169,7 +170,7 @@ class Draft:
     def add(self, value: Any) -> None:
         """Encode `value` now."""
         first = len(self._inline)
-        self._nodes.append(values.encode(value, self._inline, leaf=self._leaf))
+        self._nodes.append(values.encode(value, self._inline, leaf=self._leaf, of_objects=True))
         for i in range(first, len(self._inline)):
             self._inline[i] = bytes(self._inline[i])
 
@@ -239,7 +240,7 @@ def batch_size(batch: Any) -> int | None:
     """Return the number of samples: the first dimension of the first tensor or array in `batch`, else None."""
     if isinstance(batch, (torch.Tensor, np.ndarray)):
         return len(batch) if batch.ndim else None
-    children = batch.values() if isinstance(batch, dict) else batch if isinstance(batch, (list, tuple)) else ()
+    children = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
     for child in children:
         size = batch_size(child)
         if size is not None:

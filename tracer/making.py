@@ -76,7 +76,7 @@ def digest(batch: Any) -> str | None:
     """A 128-bit hash of everything in `batch`: structure, types, shapes, bytes; None where something in it cannot be hashed."""
     buffers: list[bytes | memoryview] = []
     opaque: list[str] = []
-    found = xxhash.xxh3_128(json.dumps(values.encode(batch, buffers, opaque=opaque)).encode())
+    found = xxhash.xxh3_128(json.dumps(values.encode(batch, buffers, opaque=opaque, of_objects=True)).encode())
     for buffer in buffers:
         found.update(buffer)
     return None if opaque else found.hexdigest()

@@ -13,6 +13,7 @@ an object with one key `$`, its kind:
     {"$": "complex", "v": [re, im]}   {"$": "dtype", "v": "float32"}   {"$": "device", "v": "cpu"}   {"$": "size", "v": [..]}
     {"$": "slice", "v": [start, stop, step]}   {"$": "path", "v": "a/b"}
     {"$": "columns", "type": "list", "n": 10000, "of": column}     a long list, tuple or deque (with "maxlen") as `columns` says
+    {"$": "object", "type": "m.Graph", "v": [[name, value], ..]}  what has attributes and nothing else, put into a template
     {"$": "enum", "type": "m.Color", "v": "RED"}                   a member, found again in the template's class
     {"$": "opaque", "type": "module.Name"}                         could not be recorded; decoding raises OpaqueValueError
 
@@ -29,13 +30,13 @@ import pathlib
 import struct
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from tracer import columns
+from tracer import columns, objects
 from tracer.errors import DamageError, MissingDataError
 
 Json = Any
@@ -55,6 +56,9 @@ class _Sink:
     opaque: list[str] | None
     leaf: Leaf | None
     rows: bool
+    objects: bool
+    inside: set[int] = field(default_factory=set)
+    """The objects that are being taken apart: one that is in itself is opaque."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +126,15 @@ def encode(
     opaque: list[str] | None = None,
     leaf: Leaf | None = None,
     rows: bool = False,
+    of_objects: bool = False,
 ) -> Json:
     """Return `value` as JSON; what is bytes goes to the end of `buffers`.
 
     Types that cannot be recorded become `opaque` nodes; their names are appended to `opaque` where it is given. `leaf` is asked
     first for each tensor and array: the node that it returns, unless None, stands for it. `rows`: long lists of things that are
-    made alike are stored as columns.
+    made alike are stored as columns. `of_objects`: what has attributes and nothing else is stored by them.
     """
-    return _encode(value, _Sink(buffers, opaque, leaf, rows))
+    return _encode(value, _Sink(buffers, opaque, leaf, rows, of_objects))
 
 
 def _encode(value: Any, sink: _Sink) -> Json:
@@ -147,7 +152,22 @@ def _encode(value: Any, sink: _Sink) -> Json:
             node = encoder(value, sink)
             if node is not None:
                 return node
-    return _opaque(value, sink)
+    node = _encode_object(value, sink) if sink.objects else None
+    return _opaque(value, sink) if node is None else node
+
+
+def _encode_object(value: Any, sink: _Sink) -> Json:
+    """An object in which something could not be recorded is opaque as a whole."""
+    found = objects.fields(value)
+    if not found or id(value) in sink.inside:
+        return None
+    known, inner = len(sink.buffers), replace(sink, opaque=[], inside={*sink.inside, id(value)})
+    node = {"$": "object", "type": columns.type_name(type(value))}
+    node["v"] = [[name, _encode(item, inner)] for name, item in found.items()]
+    if inner.opaque:
+        del sink.buffers[known:]
+        return None
+    return node
 
 
 def _encode_rows(value: Any, sink: _Sink) -> Json:
@@ -292,6 +312,8 @@ def _decode(node: Json, source: _Source, template: Any = None) -> Any:
         return _decode_container(kind, node, source, template)
     if kind == "columns":
         return _decode_rows(node, source)
+    if kind == "object":
+        return _decode_object(node, source, template)
     if kind == "enum":
         return _decode_enum(node, template)
     return _decode_leaf(kind, node, source)
@@ -301,6 +323,18 @@ def _decode_rows(node: Json, source: _Source) -> Any:
     column = columns.leaves(node["of"], lambda leaf: _decode(leaf, source))
     items = columns.items_of(column, node["n"], source.types)
     return deque(items, maxlen=node["maxlen"]) if node["type"] == "deque" else _SEQUENCES[node["type"]](items)
+
+
+def _decode_object(node: Json, source: _Source, template: Any) -> Any:
+    """The template itself, with what was recorded in it; without a template the attributes as a dict."""
+    if template is not None and columns.type_name(type(template)) != node["type"]:
+        raise OpaqueValueError(f"a {type(template).__qualname__} stands where a {node['type']} was recorded")
+    here = (objects.fields(template) or {}) if template is not None else {}
+    found = {name: _decode(value, source, here.get(name)) for name, value in node["v"]}
+    if template is None:
+        return found
+    objects.put(template, found)
+    return template
 
 
 def _decode_enum(node: Json, template: Any) -> enum.Enum:

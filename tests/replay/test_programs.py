@@ -76,6 +76,7 @@ STEPS = {
     "no_loader_while": 24,
     "numpy_permutation": 25,
     "numpy_shuffle_inplace": 25,
+    "object_batches": 18,
     "own_files": 24,
     "peek_first_batch": 21,
     "plateau": 24,

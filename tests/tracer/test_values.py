@@ -322,3 +322,51 @@ class TestNames:
 
     def test_a_path(self):
         assert round_trip([Path("a/b")]) == [Path("a/b")]
+
+
+class Point:
+    __slots__ = ("__secret", "x")
+
+    def __init__(self, x, secret):
+        self.x, self.__secret = x, secret
+
+    def secret(self):
+        return self.__secret
+
+
+class Holder:
+    def __init__(self, **fields):
+        vars(self).update(fields)
+
+
+def whole(value, template=None):
+    buffers, opaque = [], []
+    node = json.loads(json.dumps(values.encode(value, buffers, opaque=opaque, of_objects=True)))
+    return opaque, values.decode(node, buffers.__getitem__, template) if not opaque else None
+
+
+def test_an_object_is_its_attributes_put_into_a_template():
+    template = Holder(point=Point(None, None), others=[Point(0, 0)], gone=1, function=len)
+    known = template.point
+    _, back = whole(Holder(point=Point(torch.ones(2), 5), others=[Point(1, 2)], name="a"), template)
+    assert back is template
+    assert back.point is known
+    assert (back.point.x.tolist(), back.point.secret(), back.others[0].secret(), back.name) == ([1, 1], 5, 2, "a")
+    assert (hasattr(back, "gone"), back.function) == (False, len)
+
+
+def test_an_object_without_a_template_is_a_dict():
+    assert whole(Holder(a=Point(1, 2)))[1] == {"a": {"_Point__secret": 2, "x": 1}}
+
+
+def test_an_object_of_another_type_is_not_written_into():
+    with pytest.raises(values.OpaqueValueError):
+        whole(Holder(a=1), Point(1, 2))
+
+
+def test_what_is_not_its_attributes_alone_is_opaque_as_a_whole():
+    circle = Holder(a=torch.ones(1))
+    circle.self = circle
+    for value in (circle, Holder(a=torch.ones(1), b=iter(())), torch.nn.Linear(1, 1)):
+        opaque, _ = whole([value])
+        assert len(opaque) == 1
