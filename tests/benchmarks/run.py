@@ -85,14 +85,14 @@ def costs(folder: Path, *, quick: bool) -> list[Figure]:
 
 def slow_costs(folder: Path, *, quick: bool) -> list[Figure]:
     """The same for loops whose step takes 40 ms and more."""
-    steps = 20 if quick else 60
+    steps, many = (20, 60) if quick else (200, 180)
     rows = []
     for name, loop, count, target, options in (
         ("convnet, 1.6 M parameters", convnet, steps, "1.02", {}),
         ("ResNet-18, 11 M parameters", resnet, steps, "1.01", {}),
         ("GPT, 4 layers, d=256", gpt, steps, "1.01", {}),
-        ("augmented images, stored whole", augmented, 3 * steps, "", {"weights": False, "batch_bytes": 1 << 50}),
-        ("augmented images, how they were made", augmented, 3 * steps, "", {"weights": False, "batch_bytes": 0}),
+        ("augmented images, stored whole", augmented, many, "", {"weights": False, "batch_bytes": 1 << 50}),
+        ("augmented images, how they were made", augmented, many, "", {"weights": False, "batch_bytes": 0}),
     ):
         options = {"detail": "replay", **options}
         rows += one_cost(f"{name}: Rewind, detail replay", loop, (count, 3), folder / "slow", target, **options)
