@@ -15,7 +15,7 @@ import os
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Any
 
-from tracer import files
+from tracer import beside, files
 
 if TYPE_CHECKING:
     from tracer.files import Event
@@ -31,7 +31,7 @@ class FileView:
 
     def __init__(self, trace: Trace | None = None, session: int = 0) -> None:
         """Without a trace, or with one that has no log: everything is as it is on the disk."""
-        begun, events, last, problem = files.told(trace.path, session) if trace is not None else (None, [], None, None)
+        begun, events, last, problem = _log(trace, session)
         self._trace, self._last = trace, last or {}
         self._own = None if trace is None else str(trace.path.resolve())
         self._complete = len(events) < files.MOST_EVENTS
@@ -174,6 +174,16 @@ class FileView:
         if born is None or facts is None or not begun <= born <= ended:
             return False
         return born >= stepped or facts.st_mtime >= stepped  # what was ready before the first step was prepared for it
+
+
+def _log(trace: Trace | None, session: int) -> tuple[Any, list[Event], dict[str, list[int]] | None, str | None]:
+    """The session's log and what is wrong with it; none where it is another than its maker's mark stands for."""
+    if trace is None:
+        return None, [], None, None
+    facts = next((s for s in trace.manifest.sessions if s.session == session), None)
+    if files.log_file(trace.path, session).name in beside.changed(trace.path, facts):
+        return None, [], None, "is not what was written"
+    return files.told(trace.path, session)
 
 
 def _next_content(full: str, later: list[tuple[int, Event]], *, past_changes: bool) -> tuple[int, str | None]:

@@ -24,7 +24,7 @@ from replay.engine import Engine, StopProgram
 from replay.file_view import FileView
 from replay.sandbox import Sandbox
 from replay.timeline import Span
-from tracer import active, compiled, environment, files, frames, hooks, manifest, program, rng, stdin
+from tracer import active, beside, compiled, environment, files, frames, hooks, manifest, program, rng, stdin
 from tracer.branched import find_parent
 from tracer.errors import RewindError
 from tracer.past import Past
@@ -161,6 +161,15 @@ def _read_by_the_parent(trace: Trace) -> list[str]:
     return []
 
 
+def _give_input(trace: Trace, options: dict[str, Any]) -> bool:
+    """Give the program its standard input again; return whether it is whole. What others have changed is not given."""
+    session = trace.manifest.sessions[options["session"]]
+    own = {files.log_file(trace.path, session.session).name, files.stdin_file(trace.path, session.session).name}
+    return not own & beside.changed(trace.path, session) and stdin.give(
+        trace.path, session.session, Path(options["scratch"])
+    )
+
+
 def main(arguments: list[str]) -> None:
     """Serve one program until it is closed."""
     descriptor, path, text = int(arguments[0]), Path(arguments[1]), arguments[2]
@@ -180,7 +189,7 @@ def main(arguments: list[str]) -> None:
         sandbox = Sandbox(Path(options["scratch"]), writable, view)
         os.chdir(recorded.cwd)
         frames.add_program_folder(os.path.dirname(recorded.path or "."))
-        if not stdin.give(trace.path, options["session"], Path(options["scratch"])):
+        if not _give_input(trace, options):
             view.doubt("standard input", "what was kept of it in the trace is damaged or missing")
         with sandbox.entered():
             run_program(trace, channel, options, lambda: program.run(recorded, read), sandbox)

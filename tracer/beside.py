@@ -1,17 +1,16 @@
 """What lies in files/ beside the steps of a session: held against what trace.json, its log and its keyframes say of it.
 
-`sums` are noted in trace.json when the session ends, the names that are there already when it begins; a log proves its lines,
+`sums` are noted in trace.json, under its maker's mark, when the session ends (names only when it begins); a log proves its lines,
 names the contents by their bytes, and sums up standard input; keyframes say how long the log was at the least.
 Room: tracer. May touch: reads the folder files/ of the trace it is given.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from typing import TYPE_CHECKING
-
-import xxhash
 
 from tracer import files, stdin, variables
 from tracer.segments import proven
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 
     from tracer.manifest import SessionFacts
 
-_CONTENT = re.compile("[0-9a-f]{32}")
+_CONTENT = re.compile("[0-9a-f]{32}|[0-9a-f]{64}")
 _LOSSES = {
     ".jsonl": "which files the run read as they were then is not known any more, a replay reads them as they are now",
     ".stdin": "what the program read from standard input is lost",
@@ -31,8 +30,24 @@ _LOSSES = {
 
 
 def sums(trace: Path, session: int) -> dict[str, str]:
-    """{name: xxh3_64} of the files that a session has by itself: its log, its standard input, its variables."""
-    return {file.name: xxhash.xxh3_64_hexdigest(file.read_bytes()) for file in _own(trace, session) if file.exists()}
+    """{name: sha256} of the files that a session has by itself: its log, its standard input, its variables."""
+    return {file.name: _sum(file) for file in _own(trace, session) if file.exists()}
+
+
+def _sum(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def changed(trace: Path, facts: SessionFacts | None) -> set[str]:
+    """The names of those of which trace.json, which bears its maker's mark, says other bytes: a replay does without them."""
+    told = (facts.files or {}) if facts is not None else {}
+    found = set()
+    for name, digest in told.items():
+        try:
+            found |= {name} if digest not in (None, _sum(trace / "files" / name)) else set()
+        except OSError:
+            found.add(name)
+    return found
 
 
 def begun(trace: Path, session: int) -> dict[str, str | None]:
@@ -100,7 +115,7 @@ def _is_told(facts: SessionFacts, file: Path) -> bool:
 def _differing(trace: Path, facts: SessionFacts) -> Iterator[str]:
     for name, digest in (facts.files or {}).items():
         try:
-            if digest not in (None, xxhash.xxh3_64_hexdigest((trace / "files" / name).read_bytes())):
+            if digest not in (None, _sum(trace / "files" / name)):
                 yield _lost(trace / "files" / name, "is damaged")
         except (FileNotFoundError, PermissionError):
             continue  # it is missing, or its owner's alone

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import sys
 from collections import deque
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -61,7 +62,8 @@ def named_type(name: str) -> type | None:
     for end in range(len(parts) - 1, 0, -1):
         found: Any = sys.modules.get(".".join(parts[:end]))
         for part in parts[end:]:
-            found = getattr(found, part, None)
+            # Not by getattr: a name in a trace would run a lazy module's own, or a property.
+            found = vars(found).get(part) if isinstance(found, (ModuleType, type)) else None
         if (
             isinstance(found, type)
             and issubclass(found, tuple)

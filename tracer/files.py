@@ -2,7 +2,7 @@
 
 A replay runs the program anew, when all its files are there as the run left them; from this it knows how they were. Told by
 Python's audit events, so nothing of the program is wrapped but `torch.save`, whose writing is native. On the disk:
-files/<session>.jsonl, an event a line with its sum, appended at once (a torn last line is none), and files/<xxh3> with what
+files/<session>.jsonl, an event a line with its sum, appended at once (a torn last line is none), and files/<sha256> with what
 was in a file that the run read after it had changed it, or that it changed after it had read it.
 
 An event is [what, path, was, content, other]. `what`: "w" is opened for writing, "r" read, "d" removed, "k" made as a folder, "m"
@@ -38,6 +38,8 @@ LARGEST = 256 << 20
 """So many bytes of one file are kept at most; of all together four times as many."""
 MOST_EVENTS = 100_000
 _MOST_READ = 10_000
+_BY_SHA256 = 64
+"""So long are the names of contents that nobody can make others for; older traces have those of 32."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _NEITHER = ("/dev/", "/proc/", "/sys/")
 _CODE = (".py", ".pyc", ".so", ".pth")
@@ -179,7 +181,7 @@ class FileLog:
         size = os.path.getsize(full)
         if size > LARGEST or self._kept + size > 4 * LARGEST:
             return None
-        digest = _digest(full)
+        digest = _digest(full, hashlib.sha256)
         place = os.path.join(self._folder, digest)
         if not os.path.exists(place):
             os.makedirs(self._folder, exist_ok=True)
@@ -232,9 +234,9 @@ def _facts(path: str) -> os.stat_result | None:
         return None
 
 
-def _digest(path: str) -> str:
+def _digest(path: str, kind: Callable[[], Any]) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+        return hashlib.file_digest(file, kind).hexdigest()
 
 
 def _line(event: Event) -> bytes:
@@ -363,4 +365,5 @@ def content(trace: Path, name: Any) -> Path | None:
     if not isinstance(name, str) or not name.isalnum():
         return None
     place = trace / "files" / name
-    return place if place.is_file() and _digest(str(place)) == name else None
+    kind = hashlib.sha256 if len(name) == _BY_SHA256 else xxhash.xxh3_128
+    return place if place.is_file() and _digest(str(place), kind) == name else None

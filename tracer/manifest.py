@@ -60,7 +60,7 @@ class SessionFacts:
     last_segment: int | None = None
     """The sequence number of the last segment of a session that crashed: one that ended says so in its last record."""
     files: dict[str, str | None] | None = None
-    """The session's own files in files/: {name: xxh3_64}, None where it is not known yet; see `tracer.beside`."""
+    """The session's own files in files/: {name: sha256}, None where it is not known yet; see `tracer.beside`."""
 
 
 @dataclass(frozen=True)

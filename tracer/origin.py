@@ -75,6 +75,8 @@ def may_run(trace: Path, facts: Manifest) -> bool:
 
 def _mark(facts: Manifest, key: bytes | None) -> str | None:
     run = [facts.id, asdict(facts.program), facts.environment, [[s.session, s.argv] for s in facts.sessions]]
+    if any(s.files is not None for s in facts.sessions):
+        run.append([[s.session, s.files] for s in facts.sessions])
     parent = [facts.parent.trace, facts.parent.id] if facts.parent is not None else None
     return _hmac(json.dumps(["rewind origin 1", *run, parent], sort_keys=True), key)
 

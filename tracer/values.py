@@ -113,7 +113,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def _dtype(name: str) -> torch.dtype:
-    dtype = getattr(torch, name, None)
+    dtype = vars(torch).get(name)  # getattr would import what torch loads when it is asked for
     if not isinstance(dtype, torch.dtype):
         raise DamageError(f"{name!r} is no dtype of torch")
     return dtype

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from apps.cli import run
+from replay.file_view import FileView
 from tests.tracer.synthetic import make_trace
 from tests.trust.keeps_files import HEARD, keep_files
 from tests.trust.survey import survey
-from tracer import beside, files, manifest, stdin
+from tracer import beside, files, manifest, open_trace, stdin
 from tracer.damage import damages
 from tracer.repair import repair
 
@@ -105,7 +106,26 @@ def test_the_verbs_name_it(kept, capsys):
     assert survey(path, ["files"])["files"].startswith("damaged")
     place.write_bytes(whole)
     variables = path / "files" / "000.environment.json"
+    before = variables.read_bytes()
     variables.unlink()
     capsys.readouterr()
     assert run(["info", str(path)]) == 0
     assert "environment.json is missing" in capsys.readouterr().out
+    variables.write_bytes(before)
+
+
+def test_a_log_that_somebody_made_anew_is_not_followed(kept):
+    """Where the session ended its log is under the mark: other bytes are not handed to the program in a file's place."""
+    path, _ = kept
+    ended = manifest.read(path).sessions[0].status == "finished"
+    log = files.log_file(path, 0)
+    whole = log.read_bytes()
+    with open_trace(path) as trace:
+        view = FileView(trace, 0)
+        (notes,) = view.paths
+        assert view.doubts == []
+        log.write_bytes(whole.replace(b'["end"', files._line(["r", notes, True, "0" * 64, None]) + b'["end"'))
+        forged = FileView(trace, 0)
+        assert bool(forged.paths) != ended
+        assert bool(forged.doubts) == ended
+    log.write_bytes(whole)

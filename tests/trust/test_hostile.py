@@ -5,12 +5,15 @@ than this machine has. # B8
 from __future__ import annotations
 
 import ast
+import collections
 import json
 import os
 import pickle
 import shutil
 import struct
+import sys
 import threading
+import types
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,7 +28,7 @@ import tracer
 from tests.tracer.synthetic import make_trace
 from tests.tracer.training import train
 from tests.trust.survey import DAMAGED, survey
-from tracer import manifest, open_trace, segments, values
+from tracer import columns, manifest, open_trace, segments, values
 from tracer.errors import DamageError, MissingDataError, RewindError, UsageError
 from tracer.past import Past
 from tracer.shard import MOST_BYTES
@@ -103,6 +106,21 @@ class TestNothingRuns:
     def test_values_that_make_no_sense_are_damage(self, node):
         with pytest.raises(RewindError):
             values.decode(node, [b"12345678", b""].__getitem__)
+
+    def test_no_name_in_a_value_is_looked_up_by_more_than_its_place(self, monkeypatch):
+        """Named tuples are found again by name; a module that loads on demand, or a property, is not asked."""
+        asked = []
+        lazy = types.ModuleType("lazy_of_the_program")
+        lazy.__getattr__ = lambda name: asked.append(name)
+        monkeypatch.setitem(sys.modules, lazy.__name__, lazy)
+        lazy.Pair = collections.namedtuple("Pair", "a b", module=lazy.__name__)
+        lazy.owner = type("Owner", (), {"Pair": property(lambda self: asked.append("property"))})()
+        for name in ("lazy_of_the_program.Evil", "lazy_of_the_program.owner.Pair", "os.system", "subprocess.Popen"):
+            node = {"$": "named", "type": name, "v": ["true"]}
+            assert values.decode(node, [].__getitem__, types=columns.named_type) == ("true",)
+        node = {"$": "named", "type": "lazy_of_the_program.Pair", "v": [1, 2]}
+        assert values.decode(node, [].__getitem__, types=columns.named_type) == lazy.Pair(1, 2)
+        assert asked == []
 
     def test_values_nested_without_end_are_damage(self):
         node: list = []

@@ -89,6 +89,8 @@ CHANGES = {
     "a session more": lambda raw: raw["sessions"].append({**raw["sessions"][0], "session": 7, "argv": ["--evil"]}),
     "a parent": lambda raw: raw.update(parent={"trace": "/tmp/x", "id": "1", "at_step": 0, "change": {}}),
     "the host alone": lambda raw: [raw.update(origin=None), raw["sessions"][0].update(host=socket.gethostname())],
+    "another file's sum": lambda raw: raw["sessions"][0].update(files={"000.jsonl": "0" * 64}),
+    "no sums of files": lambda raw: raw["sessions"][0].update(files=None),
     "a guessed mark": lambda raw: raw.update(origin="0" * 64),
     "a mark of another kind": lambda raw: raw.update(origin=["0"]),
 }
