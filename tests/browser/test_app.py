@@ -8,6 +8,7 @@ import urllib.request
 from xml.etree import ElementTree
 
 import pytest
+from PIL import Image
 
 from apps.views import figures
 from tests.browser import chromium
@@ -459,7 +460,8 @@ def test_every_tab_is_saved_as_a_picture(open_page):
         with page.page.expect_download() as download:
             page.page.get_by_label("export what is shown").select_option("svg")
         assert download.value.suggested_filename == f"demo-{tab}-20.svg"
-        nodes = list(ElementTree.fromstring(download.value.path().read_bytes()).iter())
+        drawn = ElementTree.fromstring(download.value.path().read_bytes())
+        nodes = list(drawn.iter())
         words = " | ".join(node.text.strip() for node in nodes if node.tag.endswith("}text") and node.text)
         assert [word for word in wanted if word not in words] == [], (tab, words)
         grounds = {node.get("fill") for node in nodes if node.tag.endswith("}rect")}
@@ -467,6 +469,12 @@ def test_every_tab_is_saved_as_a_picture(open_page):
             assert len(grounds) >= 4, "its bars and what their colours mean"
         if tab == "sql":
             assert "select step, epoch, loss" in words, "the question, too"
+        with page.page.expect_download() as download:
+            page.page.get_by_label("export what is shown").select_option("png")
+        with Image.open(download.value.path()) as picture:
+            painted = picture.convert("RGB")
+        assert painted.size == (2 * int(drawn.get("width")), 2 * int(drawn.get("height"))), tab
+        assert len(painted.getcolors(1 << 24)) > 100, f"{tab}: words are smooth, on more than one ground"
 
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
