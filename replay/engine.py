@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
 NATIVE, LEAVE, EXECUTE, WAIT = "native", "leave", "execute", "wait"
 TRAILING, SKIPPED = "trailing", "skipped"
+WASTED = 64  # Batches taken one after the other by a loop that trains on none: it is another than the recorded one.
 
 
 class StopProgram(BaseException):
@@ -66,6 +67,7 @@ class _Trip:
     trailing: int = 0
     skipped: int = 0
     native: bool = False
+    wasted: int = 0
 
 
 class Engine:
@@ -237,6 +239,8 @@ class Engine:
             return EXECUTE
         record = self.past.record(self.at)
         trip = self._trip
+        if self._stay and trip.wasted > WASTED:
+            return LEAVE
         if record is None or record["mode"] != "loader":
             trip.native = trip.native or record is None or not (same_iterator and self._by_loader)
             if trip.native:
@@ -320,6 +324,7 @@ class Engine:
 
     def discard(self) -> None:
         """The fetch was no step."""
+        self._trip.wasted += self._executing
 
     def forward(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
         """Watched for nothing here."""

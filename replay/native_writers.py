@@ -33,6 +33,10 @@ def _read_first(places: Places, original: Callable[..., Any]) -> Callable[..., A
     return read
 
 
+def _read_static(places: Places, original: Callable[..., Any]) -> Any:
+    return staticmethod(_read_first(places, original))
+
+
 def _write_first(places: Places, original: Callable[..., Any]) -> Callable[..., Any]:
     def write(path: Any, *args: Any, **kwargs: Any) -> Any:
         return original(places.for_writing(path, keep=False), *args, **kwargs)
@@ -82,6 +86,7 @@ PATCHES: dict[str, list[tuple[str, Any]]] = {
     "sqlite3": [("connect", _database)],
     "sqlite3.dbapi2": [("connect", _database)],
     "lmdb": [("open", _unlocked)],
+    "tokenizers": [("Tokenizer.save", _write_second), ("Tokenizer.from_file", _read_static)],
 }
 
 
@@ -99,11 +104,13 @@ def redirected(places: Places) -> Iterator[None]:
 
 
 def _patch(module: ModuleType, places: Places, stack: contextlib.ExitStack) -> None:
-    for name, wrap in PATCHES[module.__name__]:
-        original = getattr(module, name, None)
+    for path, wrap in PATCHES[module.__name__]:
+        within, _, name = path.rpartition(".")
+        owner = getattr(module, within, None) if within else module
+        original = getattr(owner, name, None)
         if original is not None:
-            setattr(module, name, wrap(places, original))
-            stack.callback(setattr, module, name, original)
+            setattr(owner, name, wrap(places, original))
+            stack.callback(setattr, owner, name, original)
 
 
 class _AtImport:

@@ -69,6 +69,37 @@ def test_two_runs_of_a_program_that_resumes(scribe, home):
     assert contents(home) == before
 
 
+EVALUATES = """
+import sys
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+torch.manual_seed(3)
+model = nn.Linear(4, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+train, test = DataLoader(torch.randn(12, 4), batch_size=4), DataLoader(torch.randn(8, 4), batch_size=4)
+for epoch in range(3):
+    for x in train:
+        loss = (model(x) ** 2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        print(sum((model(x) ** 2).mean().item() for x in test))
+    if "replay.engine" in sys.modules:
+        raise PermissionError("refused")
+"""
+
+
+def test_a_program_that_raises_between_epochs_is_held_in_its_loop(scribe, home):
+    """Told to stay in its loop, it gave the loop that evaluates the same batch without end; that one is left."""
+    script = home / "train.py"
+    script.write_text(EVALUATES)
+    trace = scribe.record(home / "1.trace", script)
+    report = verify(trace)
+    assert (report.verified, report.steps) == (True, 9)
+
+
 def test_what_was_read_and_is_lost_is_named(scribe, home):
     (home / "factor.txt").write_text("1.5")
     script = program(home, "", factor='float(open("factor.txt").read())')

@@ -239,6 +239,29 @@ class TestRemovingAndMoving:
         assert read("same.txt") == "old"
 
 
+def test_a_method_that_writes_natively(scratch, home, monkeypatch):
+    asked = {}
+
+    class Tokenizer:
+        def save(self, path, pretty=True):
+            asked.update(saved=path, pretty=pretty)
+
+        @staticmethod
+        def from_file(path):
+            asked.update(read=path)
+
+    fake = types.ModuleType("tokenizers")
+    fake.__spec__ = ModuleSpec("tokenizers", None)
+    fake.Tokenizer = Tokenizer
+    monkeypatch.setitem(sys.modules, "tokenizers", fake)
+    with Sandbox(scratch).entered():
+        Tokenizer().save("runs/tokenizer.json", pretty=False)
+        Tokenizer().from_file("old.txt")
+    assert asked == {"saved": f"{scratch}/files{home}/runs/tokenizer.json", "pretty": False, "read": "old.txt"}
+    Tokenizer().save("runs/tokenizer.json")
+    assert asked["saved"] == "runs/tokenizer.json"
+
+
 def test_files_of_safetensors(scratch, home, monkeypatch):
     asked = {}
     fake = types.ModuleType("safetensors")
