@@ -43,6 +43,13 @@ if TYPE_CHECKING:
     metavar="MB",
     help="Store so much of batches that never come again (augmented at random), then how they were made. Default: 256.",
 )
+@click.option(
+    "--slow-disk",
+    type=click.Choice(["wait", "drop"]),
+    default="wait",
+    show_default=True,
+    help="Where it does not keep up: the training waits, or weights and gradients of some steps are left out.",
+)
 @click.option("--pause-at", type=click.IntRange(min=1), metavar="STEP", help="Wait before this step: see pause, step.")
 @click.option("--last", type=click.IntRange(min=1), metavar="N", help="Flight recorder: only the last N steps in full.")
 @click.option(
@@ -63,6 +70,7 @@ def record(
     detail: str | None,
     weights: bool | None,
     batch_mb: int | None,
+    slow_disk: str,
     pause_at: int | None,
     last: int | None,
     when: str | None,
@@ -88,6 +96,7 @@ def record(
         weights=weights,
         batch_bytes=None if batch_mb is None else batch_mb << 20,
         flight=None if last is None else _flight(last, when),
+        slow_disk=slow_disk,
     )
     return record_script(
         script,

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from tracer.registry import Registry
 
 DETAILS = ("metrics", "replay", "full")
+SLOW_DISK = ("wait", "drop")
+"""What to do where the disk does not keep up: the training waits, or weights and gradients of steps are left out."""
 SMALL_MODEL = 1_000_000
 """Models with at most this many parameters have their weights kept at every step, unless a detail level was asked for."""
 
@@ -30,6 +32,7 @@ class Options:
     batch_bytes: int | None = None
     """Batches that do not come again are stored whole until they have taken so much, then how they were made; None: by room."""
     flight: Flight | None = None
+    slow_disk: str = "wait"
 
     def __post_init__(self) -> None:
         """Raise UsageError for values that make no sense."""
@@ -41,6 +44,8 @@ class Options:
             raise UsageError(f"keyframe_every={self.keyframe_every}: must be at least 1")
         if self.batch_bytes is not None and self.batch_bytes < 0:
             raise UsageError(f"batch_bytes={self.batch_bytes}: no number of bytes")
+        if self.slow_disk not in SLOW_DISK:
+            raise UsageError(f"slow_disk {self.slow_disk!r} is none of {', '.join(SLOW_DISK)}")
         if self.flight is not None:
             # In memory a step is whole, and two keyframes wait among the last steps: what is written can be replayed.
             self.detail, self.weights = "full", True

@@ -404,6 +404,7 @@ def record(
     weights: bool | None = None,
     keyframe_every: int | None = None,
     batch_bytes: int | None = None,
+    slow_disk: str = "wait",
     append: bool = False,
     at: int | None = None,
     overwrite: bool = False,
@@ -415,7 +416,8 @@ def record(
     `every`: keep the first batch of an epoch and every N-th (# S0.1). `detail`: "metrics", "replay" (the default) or "full".
     `weights`: keep the weights at every step; the default is to do so for models of at most a million parameters.
     `batch_bytes`: batches that do not come again (augmented at random) are stored whole until they have taken so much; then how
-    they were made.
+    they were made. `slow_disk`: where writing takes more than a fifth of the time the training waits, and it is said; "drop": the
+    weights and gradients of some steps are left out, which re-execution gives again.
     `keyframe_every`: a full state each so many steps; the default is about one a second. `append` adds a session to an
     existing trace. `last`: a flight recorder, of the last N steps alone all is kept, in memory, and written `when` a condition
     such as "isnan(loss)" comes to hold, or at an exception or SIGUSR1 (# B7).
@@ -435,6 +437,7 @@ def record(
         keyframe_every=keyframe_every,
         batch_bytes=batch_bytes,
         flight=flight,
+        slow_disk=slow_disk,
     )
     return Recorder(path, options=options, program=_this_program(2), append=append, at=at, overwrite=overwrite)
 

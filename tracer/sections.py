@@ -113,6 +113,13 @@ class OpenStep:
     def _keep(self, key: str, tensor: torch.Tensor, dims: Sequence[str] | None) -> None:
         self.captures[key] = (described(key, tensor, dims), bytes(values.tensor_bytes(tensor)))
 
+    def give_said(self, other: OpenStep) -> None:
+        """What the program said in this step, it said of `other`."""
+        if self.logs or self.captures:
+            other.logs.update(self.logs)
+            other.captures.update(self.captures)
+            self.logs, self.captures = {}, {}
+
     def log(self, scalars: dict[str, Any]) -> None:
         """Keep scalars; one that no float holds as a capture, an array of one."""
         for name, value in scalars.items():

@@ -51,7 +51,7 @@ class StepRecorder:
         self._session = session
         self.boundary = Boundary(self)
         self.shield = Shield(self)
-        self.writing = Writing(options.every, session)
+        self.writing = Writing(options.every, session, leave_out=options.slow_disk == "drop")
         self.trained = False
         self._ahead = Ahead()
         self.making = Making()
@@ -388,12 +388,13 @@ class StepRecorder:
             epoch=epoch,
         )
         now.losses = []  # Their values are known: no tensor of the program is kept alive.
-        if kept and self._options.weights:
+        heavy = kept and bool(self._options.weights or self._grads) and not self.writing.light(self.step)
+        if heavy and self._options.weights:
             # Copied where the record waits (a loop without a DataLoader): the live memory would have moved on.
             packed = self._reader.packed()
             passed.weights = packed if mode == "loader" else [b"".join(packed)]
         if now.grads:
-            passed.grads, passed.summed = kept and self._grads, self._options.flight is None
+            passed.grads, passed.summed = heavy and self._grads, self._options.flight is None
         return passed
 
     def _write_keyframe(self, now: OpenStep) -> None:
@@ -420,7 +421,8 @@ class StepRecorder:
         passed, self._pending = self._pending, None
         if passed is not None:
             if passed.mode == "optimizer":
-                self._late(passed)
+                # What was said after the optimizer's step, before the next forward pass, is about the step just done.
+                self._now.give_said(passed.now)
             header, sections = passed.record()
             if not self.writing.step(header, sections):
                 self._pace.force()
@@ -453,14 +455,6 @@ class StepRecorder:
         """The DataLoader's iterator that drives the loop, if one does."""
         return self.boundary.driver()
 
-    def _late(self, passed: Passed) -> None:
-        """What the program said after the optimizer's step, before the next forward pass, is about the step just done."""
-        now = self._now
-        if now.logs or now.captures:
-            passed.now.logs.update(now.logs)
-            passed.now.captures.update(now.captures)
-            now.logs, now.captures = {}, {}
-
     def close(self, *, failed: bool) -> None:
         """The recording ends: a step that an exception cut short is written as unfinished."""
         if self.boundary.open and self.boundary.trained:
@@ -469,7 +463,7 @@ class StepRecorder:
             self.end(mode="loader", interrupted=True)
         self._flush()
         self._stop_watching()
-        self.writing.emission.finish()
+        self.writing.finish(self.step)
 
     def _watch(self, mode: str) -> None:
         """Forward calls are watched where no DataLoader drives the loop, to know the batch."""

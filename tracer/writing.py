@@ -12,6 +12,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from tracer.compiled import History
+from tracer.disk_time import DiskTime
 from tracer.emission import Emission
 from tracer.tail import checksum
 
@@ -31,9 +32,13 @@ _log = logging.getLogger("rewind")
 class Writing:
     """Puts records into the journal of a session, once there is one."""
 
-    def __init__(self, every: int, session: int) -> None:
-        """Nothing is written before `journal` is set."""
+    def __init__(self, every: int, session: int, *, leave_out: bool = False) -> None:
+        """Nothing is written before `journal` is set. `leave_out`: of weights and gradients, what the disk does not keep up with."""
         self.journal: Journal | None = None
+        self._disk = DiskTime()
+        self._leave_out = leave_out
+        self._left_out = 0
+        self._heavy = self._said = False
         self._session = session
         self.emission = Emission(every, session, self.append)
         self.compiled = History()
@@ -60,6 +65,27 @@ class Writing:
         _log.warning("step %d: %s; --detail full keeps them all the same", step, said)
         return True
 
+    def light(self, step: int) -> bool:
+        """Whether step `step`, which has weights or gradients, is written without, as the disk does not keep up."""
+        self._heavy = True
+        if not (self._leave_out and self._disk.behind):
+            return False
+        self._left_out += 1
+        self._say_slow(step, "steps are written without weights and gradients: these are had by re-execution")
+        return True
+
+    def _say_slow(self, step: int, what: str) -> None:
+        if not self._said:
+            self._said = True
+            self.event("slow", f"{self._disk.words}: {what}", step)
+            _log.warning("step %d: %s: %s", step, self._disk.words, what)
+
+    def finish(self, step: int) -> None:
+        """The session ends before step `step`."""
+        if self._left_out:
+            self.event("slow", f"{self._left_out} steps were written without weights and gradients", step)
+        self.emission.finish()
+
     def layout(self, header: dict[str, Any], *, every_step: bool) -> None:
         """Write the layout of the states that follow."""
         assert self.journal is not None
@@ -67,7 +93,14 @@ class Writing:
 
     def append(self, header: dict[str, Any], sections: Sequence[Section] = ()) -> bool:
         """Write a record; return whether the disk took it."""
-        return self.journal is not None and self.journal.append(header, sections)
+        journal = self.journal
+        return journal is not None and self._timed(journal, lambda: journal.append(header, sections))
+
+    def _timed(self, journal: Journal, write: Callable[[], bool]) -> bool:
+        started, before = time.perf_counter(), journal.written
+        written = write()
+        self._disk.took(time.perf_counter() - started, journal.written - before)
+        return written
 
     def samples(self, new: Sequence[NewSamples]) -> None:
         """Write samples that were met for the first time."""
@@ -101,7 +134,11 @@ class Writing:
     def step(self, header: dict[str, Any], sections: Sequence[Section]) -> bool:
         """Write a step's record, and count it; return whether the disk took it."""
         later, self._later = self._later, None
-        written = self.journal is not None and self.journal.step(header, sections, later)
+        journal = self.journal
+        written = journal is not None and self._timed(journal, lambda: journal.step(header, sections, later))
+        if self._disk.long_behind and not self._leave_out:
+            instead = "; --slow-disk drop leaves out weights and gradients instead" if self._heavy else ""
+            self._say_slow(header["step"], f"the training waits for it{instead}")
         self.emission.wrote(header, written=written)
         return written
 
