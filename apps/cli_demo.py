@@ -74,7 +74,9 @@ def _show(done: Any) -> None:
 
 def _open_app(path: Path) -> None:
     from apps.app import serve, show
+    from apps.twins import frugal
 
+    frugal()
     click.echo()
     show(serve([path]), browser=not os.environ.get("NO_BROWSER"))
 

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
 import socket
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from apps.cli import run
 from tests.tracer.synthetic import make_trace
+
+HOUSE = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +82,31 @@ def test_the_sessions_of_closed_pages_are_cleared_away(truth):
         assert served.url.startswith("http://127.0.0.1:")
     finally:
         served.close()
+
+
+FRUGAL = """
+import ctypes
+import pyarrow as pa
+import numpy as np
+from apps.twins import frugal
+
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in
+                ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")]
+
+library = ctypes.CDLL(None)
+library.mallinfo2.restype = Info
+frugal()
+large = np.empty(4 << 20, np.uint8)
+del large  # glibc would from here on keep what is this large
+before = library.mallinfo2().hblks
+kept = [np.empty(300 << 10, np.uint8) for _ in range(5)]
+print(library.mallinfo2().hblks - before, pa.default_memory_pool().backend_name)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="another C library than glibc")
+def test_a_server_gives_back_what_it_frees():
+    """Large arrays are mapped each by itself, and no pool keeps what Arrow read."""
+    done = subprocess.run([sys.executable, "-c", FRUGAL], capture_output=True, text=True, check=True, cwd=HOUSE)
+    assert done.stdout.split() == ["5", "system"]
