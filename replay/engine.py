@@ -223,7 +223,8 @@ class Engine:
         if self._target.kind == "seek" and self.at == self._target.k:
             self._reply_arrived()
             return WAIT
-        return self._follow(stack, same_iterator)
+        lost = self._stay and self._trip.wasted > WASTED
+        return LEAVE if lost else self._follow(stack, same_iterator)
 
     def _pass_by(self, same_iterator: bool) -> str:
         """This is not the place of the keyframe: one native step of a loop, then on to the next place."""
@@ -239,8 +240,6 @@ class Engine:
             return EXECUTE
         record = self.past.record(self.at)
         trip = self._trip
-        if self._stay and trip.wasted > WASTED:
-            return LEAVE
         if record is None or record["mode"] != "loader":
             trip.native = trip.native or record is None or not (same_iterator and self._by_loader)
             if trip.native:

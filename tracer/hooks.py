@@ -221,13 +221,14 @@ def _patch_scaler(stack: contextlib.ExitStack) -> _Scaled:
 
 def _patch_backward(stack: contextlib.ExitStack, guard: _Guard, scaled: _Scaled) -> None:
     def tell(losses: Any) -> None:
-        events = guard.open()
+        events = None if inside[0] else guard.open()
         if events is not None:
             each = tuple(losses) if isinstance(losses, (list, tuple)) else (losses,)
             events.backward(scaled.true(each))
 
     tell = compiled.unseen(tell)
-    inside = [False]  # `Tensor.backward` calls `torch.autograd.backward`: one call, told once
+    # `Tensor.backward` calls `torch.autograd.backward`, that of a subclass itself again (`__torch_function__`): told once.
+    inside = [False]
 
     def method(original: Callable) -> Callable:
         @functools.wraps(original)
@@ -246,8 +247,7 @@ def _patch_backward(stack: contextlib.ExitStack, guard: _Guard, scaled: _Scaled)
         @functools.wraps(original)
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(tensors, *args, **kwargs)
-            if not inside[0]:
-                tell(tensors)
+            tell(tensors)
             return result
 
         return compiled.passing(backward)

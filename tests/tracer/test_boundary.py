@@ -377,3 +377,22 @@ def test_another_threads_training_is_not_ours():
         thread.start()
         thread.join()
         assert notes.heard == before
+
+
+class Annotated(torch.Tensor):
+    """A library's tensor with more to it: what is computed of it is one, too."""
+
+
+def test_the_loss_of_a_tensor_of_a_kind_of_its_own_is_told_once():
+    """`Tensor.backward` of a subclass calls itself again: the loss was recorded twice over, as a sum."""
+
+    def program():
+        model, optimizer = make()
+        for x, _ in loader():
+            loss = model(x.as_subclass(Annotated)).pow(2).mean()
+            assert type(loss) is Annotated
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    assert listen(program).count("backward") == 5
