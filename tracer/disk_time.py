@@ -29,24 +29,20 @@ class DiskTime:
         self._seconds = 0.0
         self._bytes = 0
 
-    def took(self, seconds: float, nbytes: int) -> None:
-        """Writing `nbytes` took `seconds`, until now."""
+    def took(self, seconds: float, nbytes: int) -> bool:
+        """Writing `nbytes` took `seconds`, until now; return whether the disk has taken more than its share for a while."""
         now = self._clock()
         # A write that took long must not be paid for with its own duration alone, nor forgotten soon after.
         self._left = min(BURST, self._left + SHARE * (now - self._at)) - seconds
         self._at = now
         self._seconds += seconds
         self._bytes += nbytes
+        return self._left < -BURST
 
     @property
     def behind(self) -> bool:
         """Whether the disk has taken more than its share."""
         return self._left < 0
-
-    @property
-    def long_behind(self) -> bool:
-        """Whether it has done so for a while."""
-        return self._left < -BURST
 
     @property
     def words(self) -> str:

@@ -123,10 +123,8 @@ class Journal:
 
     def append(self, header: dict[str, Any], sections: Sections = ()) -> bool:
         """Write one record; return whether the disk took it. After a refusal it is tried once a second, no oftener."""
-        self._settle()
-        return self._append(header, sections)
-
-    def _append(self, header: dict[str, Any], sections: Sections) -> bool:
+        if self._beside is not None:
+            self._settle()
         if self.failure is not None and time.monotonic() - self._failed_at < _RETRY_SECONDS:
             self._owe(header, sections)
             return False
@@ -232,7 +230,7 @@ class Journal:
         def write() -> None:
             started = time.perf_counter()
             if not self._closed:
-                written = self._append(header, made())
+                written = self.append(header, made())
                 told(written, time.perf_counter() - started)
 
         if self.failure is not None:
@@ -244,6 +242,8 @@ class Journal:
     def _settle(self) -> None:
         """Wait for the record that is being written beside the program. (One that a signal's handler cut off never began.)"""
         beside = self._beside
+        if beside is threading.current_thread():
+            return
         if beside is not None and beside.ident is not None:
             beside.join()
         self._beside = None

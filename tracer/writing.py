@@ -38,7 +38,7 @@ class Writing:
         self._disk = DiskTime()
         self._leave_out = leave_out
         self._left_out = 0
-        self._heavy = self._said = False
+        self._heavy = self._waits = self._said = False
         self._session = session
         self.emission = Emission(every, session, self.append)
         self.compiled = History()
@@ -93,13 +93,13 @@ class Writing:
 
     def append(self, header: dict[str, Any], sections: Sequence[Section] = ()) -> bool:
         """Write a record; return whether the disk took it."""
-        journal = self.journal
-        return journal is not None and self._timed(journal, lambda: journal.append(header, sections))
+        return self.journal is not None and self._timed(self.journal.append, header, sections)
 
-    def _timed(self, journal: Journal, write: Callable[[], bool]) -> bool:
-        started, before = time.perf_counter(), journal.written
-        written = write()
-        self._disk.took(time.perf_counter() - started, journal.written - before)
+    def _timed(self, write: Callable[..., bool], header: dict[str, Any], *more: Any) -> bool:
+        assert self.journal is not None
+        started, before = time.perf_counter(), self.journal.written
+        written = write(header, *more)
+        self._waits = self._disk.took(time.perf_counter() - started, self.journal.written - before)
         return written
 
     def samples(self, new: Sequence[NewSamples]) -> None:
@@ -134,9 +134,8 @@ class Writing:
     def step(self, header: dict[str, Any], sections: Sequence[Section]) -> bool:
         """Write a step's record, and count it; return whether the disk took it."""
         later, self._later = self._later, None
-        journal = self.journal
-        written = journal is not None and self._timed(journal, lambda: journal.step(header, sections, later))
-        if self._disk.long_behind and not self._leave_out:
+        written = self.journal is not None and self._timed(self.journal.step, header, sections, later)
+        if self._waits and not self._leave_out:
             instead = "; --slow-disk drop leaves out weights and gradients instead" if self._heavy else ""
             self._say_slow(header["step"], f"the training waits for it{instead}")
         self.emission.wrote(header, written=written)
