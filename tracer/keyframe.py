@@ -268,13 +268,24 @@ def restore(
     _restore_modes(tree, registry)
     _restore_grads(dict(tree["grads"]), read, registry)
     for path, recorded in tree["optimizers"]:
-        if path in registry.optimizers:
-            _restore_optimizer(registry.optimizers[path], recorded, read, registry)
+        live = registry.optimizers.get(path) or _counterpart(path, recorded, registry)
+        if live is not None:
+            _restore_optimizer(live, recorded, read, registry)
         else:
             problems.append(f"the optimizer at {path} does not exist in the program now")
     problems += _restore_slots(tree["slots"], read, slots)
     rng.restore_state(values.decode(tree["rng"], read))
     return problems
+
+
+def _counterpart(path: str, recorded: dict[str, Any], registry: Registry) -> torch.optim.Optimizer | None:
+    """One that no variable led to when it was recorded may have a path now: it is of the same class, on the same parameters."""
+    names, groups = registry.name_of(), [group["params"] for group in recorded["groups"]]
+    alike = [o for o in registry.optimizers.values() if type(o).__name__ == recorded["class"]]
+    for optimizer in alike if path.startswith("<") else ():
+        if [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups] == groups:
+            return optimizer
+    return None
 
 
 def _restore_modes(tree: dict[str, Any], registry: Registry) -> None:

@@ -47,6 +47,7 @@ _SKIPPED = (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType, p
 _WRAPPERS = (zip, map, filter, reversed)
 _MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__)
 _LOWEST_ID, _HIGHEST_ID = 1 << 44, 1 << 47
+_OPTIMIZER_INTERNALS = frozenset(torch.optim.SGD([torch.zeros(1)], lr=0.1).__dict__) | {"step", "zero_grad"}
 _LOADER_INTERNALS = frozenset(torch.utils.data.DataLoader([0]).__dict__) | {"_iterator"}
 
 
@@ -314,7 +315,10 @@ def _visit_compiled(state: _Walk, path: str, value: Any, put: Any, depth: int) -
 
 
 def _visit_optimizer(state: _Walk, path: str, value: Any, put: Any, depth: int) -> None:
+    """One of a kind of its own may count, keep tensors, or have another inside that does the work."""
     state.add(Slot(path, "optimizer", value))
+    if frames.is_followed(_file_of(type(value))):
+        _visit_attributes(state, path, value, depth, _OPTIMIZER_INTERNALS)
 
 
 def _visit_generator_object(state: _Walk, path: str, value: Any, put: Any, depth: int) -> None:

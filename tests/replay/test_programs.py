@@ -65,6 +65,7 @@ STEPS = {
     "loader_persistent": 18,
     "loader_workers": 18,
     "local_generator_fn": 18,
+    "lookahead": 18,
     "loop_at_module_level": 24,
     "loop_in_method": 21,
     "multi_loss": 18,

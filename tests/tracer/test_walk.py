@@ -24,6 +24,10 @@ def slots():
     return {slot.path.partition(".<locals>.run.")[2] or slot.path: slot for slot in walk.walk(stack)}
 
 
+def use(*values):
+    """Read them: what is not read again is no state."""
+
+
 def kinds(found):
     return {path: slot.kind for path, slot in found.items() if ":" not in path}
 
@@ -215,6 +219,30 @@ def test_iterators_that_cannot_be_placed_are_seen(make, kind):
 
     slot = run()[1]["it"]
     assert (slot.kind, type(slot.value).__name__) == ("iterator", kind)
+
+
+class Lookahead(torch.optim.Optimizer):
+    """A user's optimizer around another one, with a count of its own."""
+
+    def __init__(self, base):
+        self.base, self.count = base, 0
+        self.slow = [p.detach().clone() for group in base.param_groups for p in group["params"]]
+        self.param_groups, self.state = base.param_groups, base.state
+
+
+def test_what_an_optimizer_of_the_users_has_beside_its_state():
+    def run():
+        model = torch.nn.Linear(1, 1)
+        optimizer = Lookahead(torch.optim.Adam(model.parameters()))
+        found = kinds(slots())
+        use(optimizer)
+        return found
+
+    found = run()
+    expected = {"optimizer": "optimizer", "optimizer.base": "optimizer", "optimizer.count": "value"}
+    assert {path: kind for path, kind in found.items() if path.startswith("optimizer")} == expected | {
+        "optimizer.slow": "value"
+    }
 
 
 def test_a_loaders_own_generator():
