@@ -46,17 +46,22 @@ class Lookout:
     def __init__(self) -> None:
         """Nothing was looked into yet."""
         self._found: dict[tuple[Path, int], Found] = {}
+        self._newest: dict[Path, int] = {}
         self._worker: ThreadPoolExecutor | None = None
         self._doctor: subprocess.Popen[str] | None = None
         self._closed = False
 
     def look(self, run: Recorded, tell: Callable[[Found], None]) -> None:
-        """Have `tell` called with what is found in `run`, from another thread, perhaps more than once: the last is whole."""
-        self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="rewind-lookout")
-        path, last, name = run.trace.path, run.last, run.name
-        self._worker.submit(self._work, path, last, name, tell)
+        """Have `tell` called with what is found in `run`, from another thread, perhaps more than once: the last is whole.
 
-    def _work(self, path: Path, last: int, name: str, tell: Callable[[Found], None]) -> None:
+        Of a run that grows faster than it is looked into, what is found is that of its newest step that was asked for.
+        """
+        self._worker = self._worker or ThreadPoolExecutor(1, thread_name_prefix="rewind-lookout")
+        self._newest[run.trace.path] = run.last
+        self._worker.submit(self._work, run.trace.path, run.name, tell)
+
+    def _work(self, path: Path, name: str, tell: Callable[[Found], None]) -> None:
+        last = self._newest[path]
         if (path, last) not in self._found:
             self._found[path, last] = self._looked(path, name, tell)
             while len(self._found) > _KEPT:

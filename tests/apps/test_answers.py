@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from threading import Event
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -114,6 +115,28 @@ def test_a_run_is_looked_into_once_for_all_pages(both, monkeypatch):
     lookout.close()
     assert len(count) == 1
     assert [found.standouts for found in told] == [None, (), ()], "the answers come before the doctor's word"
+
+
+def test_a_run_that_grows_faster_than_it_is_looked_into_is_looked_into_at_its_newest(both, monkeypatch):
+    run, _ = both
+    lookout, count, begun, go, done = Lookout(), [], Event(), Event(), Event()
+
+    def examine(self, path):
+        count.append(path)
+        begun.set()
+        assert go.wait(60)
+        return []
+
+    monkeypatch.setattr(Lookout, "examine", examine)
+    lookout.look(SimpleNamespace(trace=run.trace, last=0, name="run"), lambda found: None)
+    assert begun.wait(60)
+    for last in range(1, 50):
+        tell = (lambda found: done.set() if found.standouts is not None else None) if last == 49 else lambda found: None
+        lookout.look(SimpleNamespace(trace=run.trace, last=last, name="run"), tell)
+    go.set()
+    assert done.wait(60)
+    lookout.close()
+    assert len(count) == 2, "the one that was under way, and the newest"
 
 
 def test_a_doctor_who_cannot_look_says_why(tmp_path):
