@@ -74,7 +74,7 @@ def _show(done: Any) -> None:
 
 def _open_app(path: Path) -> None:
     from apps.app import serve, show
-    from apps.twins import frugal
+    from apps.memory import frugal
 
     frugal()
     click.echo()

@@ -42,7 +42,7 @@ def app(traces: tuple[Path, ...], *, port: int, address: str, redraw: float, no_
     Of a directory (default: runs) all traces are listed, newest first. The address that is printed holds a token;
     without it nobody gets in. Ends with Ctrl-C. A run that goes on is followed, and can be paused and stepped.
     """
-    from apps.twins import frugal
+    from apps.memory import frugal
 
     frugal()  # before any thread has a heap of its own
     from apps.app import serve, show

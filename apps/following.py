@@ -11,9 +11,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from apps.memory import give_back
 from apps.pilot import Aside, Peeked, Pilot
 from apps.pulse import refusal
-from apps.twins import give_back
 
 if TYPE_CHECKING:
     from collections.abc import Callable

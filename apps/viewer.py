@@ -21,9 +21,9 @@ import panel as pn
 from analysis.metrics import downsample
 from apps.exports import FORMATS
 from apps.following import BEAT, Following
+from apps.memory import give_back
 from apps.selection import TABS, History, Selection, from_query
 from apps.surfaces import Shell
-from apps.twins import give_back
 from apps.views import TITLES, make_view
 from tracer.errors import RewindError
 

@@ -12,7 +12,6 @@ import difflib
 import os
 import shutil
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from replay import changes
 from replay.beyond import Shadow
 from replay.engine import NATIVE, Engine, StopProgram, Target
-from tracer import beside, frames, keyframe, origin, rng, values, variables
+from tracer import frames, keyframe, origin, rng, values, variables
 from tracer.errors import RewindError, UsageError
 from tracer.manifest import Parent, Program, source_name
 from tracer.options import Options
@@ -89,8 +88,7 @@ class BranchRecorder(Recorder):
             shutil.rmtree(self.path, ignore_errors=True)
             return
         self._journal.close(status)
-        own = beside.sums(self.path, self._session)
-        self._note(replace(self._facts.sessions[-1], ended=time.time(), status=status, files=own))
+        self._note_end(self._facts.sessions[-1], status)
         if self._sealer is not None:
             self._sealer.finish()
         self._errands.close()

@@ -180,7 +180,7 @@ def _log(trace: Trace | None, session: int) -> tuple[Any, list[Event], dict[str,
     """The session's log and what is wrong with it; none where it is another than its maker's mark stands for."""
     if trace is None:
         return None, [], None, None
-    facts = next((s for s in trace.manifest.sessions if s.session == session), None)
+    facts = trace.manifest.session(session)
     if files.log_file(trace.path, session).name in beside.changed(trace.path, facts):
         return None, [], None, "is not what was written"
     return files.told(trace.path, session)

@@ -152,7 +152,7 @@ os.register_at_fork(after_in_child=_forked)
 
 def _warn(trace: Trace, session: int) -> None:
     """Say, once, what of the session's files is not there as it was written: its program may not find what the run found."""
-    facts = next((s for s in trace.manifest.sessions if s.session == session), None)
+    facts = trace.manifest.session(session)
     for line in [] if facts is None else beside.of_session(trace.path, facts):
         if line not in _warned:
             _warned.add(line)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections import OrderedDict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -211,10 +210,7 @@ def _capture_value(slot: Slot, buffers: list[bytes | memoryview], opaque: list[s
 
 def _node_digest(node: Any, buffers: Sequence[bytes | memoryview]) -> str:
     """Hash of an encoded value; where in the keyframe its buffers lie does not count."""
-    digest = xxhash.xxh3_128(json.dumps(_without_positions(node)).encode())
-    for buffer in buffers:
-        digest.update(buffer)
-    return digest.hexdigest()
+    return values.digest(_without_positions(node), buffers)
 
 
 def _nbytes(value: Any) -> int:
@@ -466,22 +462,13 @@ def _put_in_place(live: Any, new: Any) -> bool:
 
 
 def _put_items(live: Any, new: Any) -> bool:
-    base = next((kind for kind in _CONTAINERS if isinstance(live, kind)), None)
+    base = values.container(live)
     if base is None:
         return False
     if type(live) is not base and _node_of(live) == _node_of(new):
         return True  # One that may refuse to be changed, or note that it was, is left alone where it need not be.
-    # By the methods of Python's own kind: those of the user's may do more, or refuse.
-    base.clear(live)
-    if issubclass(base, dict):
-        for key, value in new.items():
-            base.__setitem__(live, key, value)
-    else:
-        (base.update if base is set else base.extend)(live, new)
+    values.refill(live, new)
     return True
-
-
-_CONTAINERS: tuple[Any, ...] = (list, deque, OrderedDict, dict, set)
 
 
 def _node_of(value: Any) -> tuple[str, list[bytes]]:

@@ -285,5 +285,4 @@ def _wait_of(request: Request) -> float:
 
 
 def _described(name: str, tensor: torch.Tensor, data: bytes | None = None) -> Described:
-    facts = {"name": name, "dtype": values.dtype_name(tensor.dtype), "shape": list(tensor.shape)}
-    return facts, lambda: bytes(values.tensor_bytes(tensor)) if data is None else data
+    return facts_of(name, tensor), lambda: bytes(values.tensor_bytes(tensor)) if data is None else data

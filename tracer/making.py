@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import mmap
 import os
@@ -25,7 +24,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-import xxhash
 from torch.utils.data import _DatasetKind
 from torch.utils.data._utils import fetch as torch_fetch
 from torch.utils.data._utils import worker as torch_worker
@@ -76,10 +74,8 @@ def digest(batch: Any) -> str | None:
     """A 128-bit hash of everything in `batch`: structure, types, shapes, bytes; None where something in it cannot be hashed."""
     buffers: list[bytes | memoryview] = []
     opaque: list[str] = []
-    found = xxhash.xxh3_128(json.dumps(values.encode(batch, buffers, opaque=opaque, of_objects=True)).encode())
-    for buffer in buffers:
-        found.update(buffer)
-    return None if opaque else found.hexdigest()
+    node = values.encode(batch, buffers, opaque=opaque, of_objects=True)
+    return None if opaque else values.digest(node, buffers)
 
 
 # -- noting ------------------------------------------------------------------------------------------------------------

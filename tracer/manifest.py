@@ -92,6 +92,10 @@ class Manifest:
     """What was found out later and is to be there: `hindsight/x.parquet`, `verdicts/x.parquet`."""
     format: int = FORMAT
 
+    def session(self, number: int) -> SessionFacts | None:
+        """The session of that number; None where there is none."""
+        return next((s for s in self.sessions if s.session == number), None)
+
     def with_session(self, session: SessionFacts) -> Manifest:
         """Return these facts with `session` added, or in the place of the one with its number."""
         others = tuple(s for s in self.sessions if s.session != session.session)

@@ -227,6 +227,11 @@ class Recorder:
         _log.warning("session %d: %s", self._session, note)
         return end, row, note
 
+    def _note_end(self, session: SessionFacts, status: str) -> None:
+        """The session is over: note when and how, and what its files are by now. Raise OSError."""
+        own = beside.sums(self.path, self._session)
+        self._note(replace(session, ended=time.time(), status=status, files=own))
+
     def _note(self, session: SessionFacts) -> None:
         """Write what is known of our session, leaving alone what others wrote of theirs. Raise OSError."""
         assert self._facts is not None
@@ -277,14 +282,14 @@ class Recorder:
             self._discard()
             self._errands.close()
             return
-        session = next(s for s in self._facts.sessions if s.session == self._session)
+        session = self._facts.session(self._session)
+        assert session is not None
         self._keep_sources()
         self._keep_lookups()
         note = f"recording stopped: {steps.shield.failure}" if steps.shield.failure else session.note
         try:
             self._journal.close(status)
-            own = beside.sums(self.path, self._session)
-            self._note(replace(session, ended=time.time(), status=status, note=note, files=own))
+            self._note_end(replace(session, note=note), status)
             self.live.progress.write(status)
         except OSError as error:
             _log.error("the end of %s could not be written: %s", self.path, error)

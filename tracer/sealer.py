@@ -172,7 +172,7 @@ class TailSealer:
 
     def _begin(self, key: Key, segment: OpenSegment) -> SegmentWriter | None:
         segment.refresh()
-        facts = next((s for s in manifest.read(self._path).sessions if s.session == key[0]), None)
+        facts = manifest.read(self._path).session(key[0])
         if not segment.begin or facts is None:
             return None
         write_group(self._path / "tensors.zarr")

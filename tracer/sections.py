@@ -13,7 +13,7 @@ import torch
 
 from tracer import frames, registry, values
 from tracer.batches import batch_size
-from tracer.fed import Fed
+from tracer.fed import Fed, facts_of
 from tracer.tail import Buffer, checksum
 
 if TYPE_CHECKING:
@@ -61,10 +61,7 @@ class OpenStep:
     def watch_all(self, tensors: dict[str, torch.Tensor]) -> None:
         """The run will wait after this step: who asks then is to see all of it, what it starts from, too."""
         self.watched = True
-        self.before = [
-            ({"name": name, "dtype": values.dtype_name(t.dtype), "shape": list(t.shape)}, bytes(values.tensor_bytes(t)))
-            for name, t in tensors.items()
-        ]
+        self.before = [(facts_of(name, tensor), bytes(values.tensor_bytes(tensor))) for name, tensor in tensors.items()]
 
     def note_losses(self, losses: tuple[Any, ...], *, in_optimizer: bool) -> None:
         """Keep what a backward pass started from; of a closure that runs several times, its first evaluation."""

@@ -25,16 +25,18 @@ from __future__ import annotations
 
 import copy
 import enum
+import json
 import math
 import pathlib
 import struct
 from collections import OrderedDict, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
 from tracer import columns, objects
 from tracer.errors import DamageError, MissingDataError
@@ -135,6 +137,14 @@ def encode(
     made alike are stored as columns. `of_objects`: what has attributes and nothing else is stored by them.
     """
     return _encode(value, _Sink(buffers, opaque, leaf, rows, of_objects))
+
+
+def digest(node: Json, buffers: Sequence[bytes | memoryview]) -> str:
+    """A 128-bit hash of an encoded value: structure, types, shapes, bytes."""
+    found = xxhash.xxh3_128(json.dumps(node).encode())
+    for buffer in buffers:
+        found.update(buffer)
+    return found.hexdigest()
 
 
 def _encode(value: Any, sink: _Sink) -> Json:
@@ -368,13 +378,28 @@ def _like(template: Any, found: dict[Any, Any]) -> dict[Any, Any]:
     """Return `found` as the template's own kind of dict: with its default factory, say."""
     if not isinstance(template, dict) or type(template) is dict:
         return found
-    # By the methods of Python's own kind: those of the user's may do more, or refuse.
-    base: Any = OrderedDict if isinstance(template, OrderedDict) else dict
     made = _copied(template)
-    base.clear(made)
-    for key, value in found.items():
-        base.__setitem__(made, key, value)
+    refill(made, found)
     return made
+
+
+_CONTAINERS: tuple[Any, ...] = (list, deque, OrderedDict, dict, set)
+
+
+def container(value: Any) -> Any:
+    """Python's own kind of container that `value` can be changed as; None where it is none."""
+    return next((kind for kind in _CONTAINERS if isinstance(value, kind)), None)
+
+
+def refill(live: Any, new: Any) -> None:
+    """Let a container hold what `new` does, by the methods of Python's own kind: those of the user's may do more, or refuse."""
+    base = container(live)
+    base.clear(live)
+    if issubclass(base, dict):
+        for key, value in new.items():
+            base.__setitem__(live, key, value)
+    else:
+        (base.update if base is set else base.extend)(live, new)
 
 
 def _copied(template: dict[Any, Any]) -> dict[Any, Any]:

@@ -88,7 +88,7 @@ FRUGAL = """
 import ctypes
 import pyarrow as pa
 import numpy as np
-from apps.twins import frugal
+from apps.memory import frugal
 
 class Info(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in
