@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import difflib
 import os
-import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -57,6 +56,7 @@ class BranchRecorder(Recorder):
         self._facts = self._prepare()
         variables.inherit(*self._parent_session, self.path)
         self._steps = StepRecorder(self._open_journal, self.options, self._session)
+        self._stack.callback(self._steps.stop_watching)
         self._steps.boundary = boundary
         self._steps.making.want()
         return self._steps
@@ -81,17 +81,25 @@ class BranchRecorder(Recorder):
         if self._steps is None or self._facts is None:
             return
         steps, self._steps = self._steps, None
-        steps.close(failed=status != "finished")
-        self.trained = steps.trained
-        if self._journal is None or not self.trained:
+        try:
+            steps.close(failed=status != "finished")
+        finally:
+            self._stack.close()
+            self.trained = steps.trained
+            self._put_away(status)
+
+    def _put_away(self, status: str) -> None:
+        assert self._facts is not None
+        try:
+            if self._journal is None or not self.trained:
+                self._discard()
+                return
+            self._journal.close(status)
+            self._note_end(self._facts.sessions[-1], status)
+            if self._sealer is not None:
+                self._sealer.finish()
+        finally:
             self._errands.close()
-            shutil.rmtree(self.path, ignore_errors=True)
-            return
-        self._journal.close(status)
-        self._note_end(self._facts.sessions[-1], status)
-        if self._sealer is not None:
-            self._sealer.finish()
-        self._errands.close()
 
 
 class BranchingEngine(Engine):
@@ -123,7 +131,7 @@ class BranchingEngine(Engine):
                 self._steps._look(stack)
                 self._steps._begin_optimizer_step()
         except (RewindError, OSError) as error:
-            self._channel.send({"error": "branch", "detail": str(error)})
+            self._finish("failed", {"error": "branch", "detail": str(error)})
             raise StopProgram from None
         self._target = Target(self.at + int(message["steps"]), None, restored=True, kind="seek")
 
@@ -281,9 +289,9 @@ class BranchingEngine(Engine):
 
     def _finish(self, status: str, message: Message) -> None:
         recorder, self._recorder, self._steps = self._recorder, None, None
-        assert recorder is not None
         try:
-            recorder.close(status)
+            if recorder is not None:
+                recorder.close(status)
         except OSError as error:
             message = {"error": "branch", "detail": str(error)}
         self._channel.send(message)

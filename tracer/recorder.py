@@ -107,6 +107,7 @@ class Recorder:
             raise UsageError("this process is recording, or replaying, already: one at a time")
         self._facts = self._prepare()
         self._steps = StepRecorder(self._open_journal, self.options, self._session)
+        self._stack.callback(self._steps.stop_watching)
         self._live = Live(self.path, self._steps, pause_at=self._pause_at, errands=self._errands)
         self._steps.live = self._live
         self._live.start()
@@ -275,8 +276,10 @@ class Recorder:
             return  # What is forked from the program ends nothing.
         steps, self._steps = self._steps, None
         self.live.end()
-        steps.shield.close(failed=status != "finished")
-        self._stack.close()
+        try:
+            steps.shield.close(failed=status != "finished")
+        finally:
+            self._stack.close()
         self.trained = steps.trained or steps.shield.failure is not None
         if self._journal is None or not self.trained:
             self._discard()

@@ -462,17 +462,17 @@ class StepRecorder:
         elif failed and self.boundary.open and self._fetches.has_batch and self._reader is not None:
             self.end(mode="loader", interrupted=True)
         self._flush()
-        self._stop_watching()
         self.writing.finish(self.step)
 
     def _watch(self, mode: str) -> None:
         """Forward calls are watched where no DataLoader drives the loop, to know the batch."""
         if mode == "loader":
-            self._stop_watching()
+            self.stop_watching()
         elif self._unwatch is None:
             self._unwatch = hooks.watch_forward(self.shield, self._wanted)
 
-    def _stop_watching(self) -> None:
+    def stop_watching(self) -> None:
+        """Take off what sees forward calls, if it is on: who made this sees to it at the end, whatever has failed until then."""
         if self._unwatch is not None:
             self._unwatch()
             self._unwatch = None

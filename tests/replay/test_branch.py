@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import tracer
 from replay import branch, verify
 from replay.branching import line_map
 from tracer.errors import NameUnknownError, StepError, UsageError
+from tracer.steps import StepRecorder
+from tracer.writing import Writing
 
 HOUSE = Path(__file__).parents[2]
 
@@ -116,3 +119,35 @@ class TestRefusals:
 
 def test_lines_that_are_unchanged_are_found_again():
     assert line_map("a\nb\nc", "new\na\nc") == {1: 2, 3: 3}
+
+
+def by_hand():
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(6):
+        optimizer.zero_grad()
+        (model(torch.randn(4, 3)) ** 2).mean().backward()
+        optimizer.step()
+
+
+# The branch cannot begin; no pass of its model can be noted; its end cannot be written.
+@pytest.mark.parametrize(
+    ("owner", "name", "kept"),
+    [(StepRecorder, "_begin_optimizer_step", False), (StepRecorder, "_flush", False), (Writing, "finish", True)],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_where_a_branch_cannot_be_recorded_nothing_stays_in_this_process(tmp_path, monkeypatch, owner, name, kept):
+    def failing(self, *args, **options):
+        raise OSError("injected")
+
+    with tracer.record(tmp_path / "t"):
+        by_hand()
+    monkeypatch.setattr(owner, name, failing)
+    with pytest.raises(UsageError, match="injected"):
+        branch(tmp_path / "t", tmp_path / "b", at=2, program=by_hand)
+    gc.collect()  # a file, or a sealer, that is still open would be warned of
+    assert not torch.nn.modules.module._global_forward_pre_hooks
+    assert (tmp_path / "b").exists() == kept
+    if kept:
+        assert_same(tmp_path / "t", tmp_path / "b", range(2, 5))
