@@ -338,10 +338,11 @@ class Recorder:
 
     def __enter__(self) -> Recorder:
         self.remember_start()
+        self.start()
         if self._program.kind == "block":
             frames.set_block(sys._getframe(1))
             self._stack.callback(frames.set_block, None)
-        return self.start()
+        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -22,7 +22,7 @@ from torch.utils.data import dataloader
 
 import tracer
 from tests.tracer.training import data, loader, make, train, train_without_loader
-from tracer import active, journal, keyframe, manifest, rng, walk
+from tracer import active, frames, journal, keyframe, manifest, rng, walk
 from tracer.batches import BatchEncoder
 from tracer.errors import MissingDataError, ProgramError, StepError, UsageError, WriteError
 from tracer.registry import StateReader
@@ -537,6 +537,19 @@ class TestNothingStays:
             pass
         assert hooks_now() == before
         assert active.listener() is None
+        assert not frames.block()
+
+    def test_one_that_is_refused_inside_of_another(self, path, tmp_path):
+        def refused():
+            with pytest.raises(UsageError), tracer.record(tmp_path / "second"):
+                pass
+
+        with tracer.record(path):
+            before = frames.block()
+            refused()
+            assert frames.block() == before
+            train(epochs=1)
+        assert before
 
     @pytest.mark.parametrize("run", [train, train_without_loader])
     @pytest.mark.parametrize("call", range(1, 5))
