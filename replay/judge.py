@@ -79,7 +79,7 @@ class Judge:
         following = self._past.record(k + 1)
         if following is not None and following["left"]:
             return None
-        same = self._past.keyframe(k + 1)[0]["digest"] == keyframe.digest_now(registry, reader)
+        same = self._past.digest(k + 1) == keyframe.digest_now(registry, reader)
         return None if same else "optimizer state"
 
     def _distance(

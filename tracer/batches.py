@@ -227,8 +227,9 @@ def _tensor_rows(value: torch.Tensor) -> np.ndarray | None:
         except (TypeError, RuntimeError):
             pass  # It lies elsewhere, is sparse, or stands for the conjugate or negative of what lies there.
         else:
-            few = array.ndim < 2 or not array.size or array.nbytes < ROW_BYTES * len(array)
-            return None if few else array.reshape(len(array), -1)
+            if array.ndim < 2 or not array.size or array.nbytes < ROW_BYTES * len(array):
+                return None
+            return array if array.ndim == 2 else array.reshape(len(array), -1)
     if value.layout is not torch.strided or value.is_quantized or value.dim() < 2 or not value.numel():
         return None
     if value.element_size() * value.numel() < ROW_BYTES * value.shape[0]:
@@ -239,8 +240,8 @@ def _tensor_rows(value: torch.Tensor) -> np.ndarray | None:
 def batch_size(batch: Any) -> int | None:
     """Return the number of samples: the first dimension of the first tensor or array in `batch`, else None."""
     if isinstance(batch, (torch.Tensor, np.ndarray)):
-        return len(batch) if batch.ndim else None
-    children = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
+        return batch.shape[0] if batch.ndim else None
+    children = batch if isinstance(batch, (list, tuple)) else batch.values() if isinstance(batch, Mapping) else ()
     for child in children:
         size = batch_size(child)
         if size is not None:

@@ -67,6 +67,9 @@ class Taken(NamedTuple):
                 fields["skipped"] = [f.described(sections, f"s{i}.") for i, f in enumerate(ahead)]
             return fields
         fields = {"left": self.left, **self.own.described(sections, "")}
+        if not self.extras and not self.trials:  # nearly always
+            fields["discarded"] = 0
+            return fields
         if self.extras:
             fields["extras"] = [x.described(sections, f"x{i}.") for i, x in enumerate(self.extras)]
         fields["discarded"] = sum(

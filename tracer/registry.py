@@ -210,11 +210,14 @@ class StateReader:
 
     def matches(self) -> bool:
         """Whether the tensors still have the sizes that the layout says, and lazy modules have made no more."""
-        return [tensor.shape for tensor in self._tensors] == self._shapes and all(map(_is_unmade, self._unmade))
+        for tensor, shape in zip(self._tensors, self._shapes, strict=True):
+            if tensor.shape != shape:
+                return False
+        return not self._unmade or all(map(_is_unmade, self._unmade))
 
     def fingerprint(self) -> tuple[str, list[int]]:
         """Return (fingerprint, hashes): xxh3_64 of each tensor's bytes, and of all of them with names, dtypes and shapes."""
-        hashes = [xxhash.xxh3_64_intdigest(view) for view in self.views()]
+        hashes = list(map(xxhash.xxh3_64_intdigest, self.views()))
         return combine(self.layout.digest, hashes), hashes
 
     def packed(self) -> list[memoryview | bytes]:

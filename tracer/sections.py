@@ -182,21 +182,20 @@ def model_inputs(args: tuple[Any, ...], caller: FrameType | None) -> list[Any]:
         return inputs
     if caller is None:
         return inputs
-    seen = {id(a) for a in args}
-    for value in frames.live_locals(caller).values():
-        plain = (
-            isinstance(value, torch.Tensor) and value.grad_fn is None and not value.requires_grad and value.dim() > 0
-        )
-        if plain and id(value) not in seen and value.shape[0] == first.shape[0]:
-            seen.add(id(value))
+    rows = first.shape[0]
+    for value in frames.live_locals(caller, torch.Tensor).values():
+        plain = value.grad_fn is None and not value.requires_grad and value.dim() > 0
+        if plain and value.shape[0] == rows and all(value is not known for known in inputs):
             inputs.append(value)
     return inputs
 
 
 def input_size(inputs: list[Any]) -> int | None:
     """The number of samples that a model was given: a vector of numbers is one sample."""
-    for first in inputs:
+    for i, first in enumerate(inputs):
         if isinstance(first, torch.Tensor):
+            if first.dim() > 1 and i == 0:
+                return first.shape[0]
             return batch_size(inputs) if first.dim() > 1 or not first.is_floating_point() else 1
     return batch_size(inputs)
 

@@ -19,7 +19,7 @@ from tracer.errors import DamageError, MissingDataError, NameUnknownError
 if TYPE_CHECKING:
     from tracer.packing import Entry, PackedLayout
 
-Rows = Callable[[str, np.ndarray], bytes]
+Rows = Callable[[str, np.ndarray], memoryview]
 """(pool, ids) -> the bytes of those samples, one after the other."""
 
 
@@ -88,7 +88,7 @@ def batch(node: Any, inline: list[bytes], ids: Callable[[int], bytes], rows: Row
     Named tuples take their types from `template`, a batch of the same structure, where there is one. Raise MissingDataError
     where only how it was made is stored.
     """
-    buffers: list[bytes] = list(inline)
+    buffers: list[bytes | memoryview] = list(inline)
 
     def resolve(part: Any) -> Any:
         if isinstance(part, list):

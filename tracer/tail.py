@@ -254,6 +254,8 @@ def _write_all(fd: int, view: memoryview) -> None:
 
 def checksum(buffers: Sequence[Buffer]) -> str:
     """xxh3_64 of the buffers one after the other, in hex."""
+    if len(buffers) == 1:
+        return xxhash.xxh3_64_hexdigest(buffers[0])
     digest = xxhash.xxh3_64()
     for buffer in buffers:
         digest.update(buffer)
