@@ -48,9 +48,9 @@ class _Pool:
 
         `steady`: they are known to come again with the next epoch, however long that is.
         """
-        if self.count >= _MAX_KNOWN:
-            return True
-        return not steady and self.seldom and (self.count >= _GIVE_UP_AFTER or self.nbytes >= _GIVE_UP_BYTES)
+        if steady or (self.count < _GIVE_UP_AFTER and self.nbytes < _GIVE_UP_BYTES):
+            return self.count >= _MAX_KNOWN
+        return self.seldom or self.count >= _MAX_KNOWN
 
 
 class _Form(NamedTuple):
@@ -74,8 +74,7 @@ class NewSamples:
     rows: list[Buffer]
 
 
-@dataclass(frozen=True)
-class EncodedBatch:
+class EncodedBatch(NamedTuple):
     """A batch as JSON; its leaves are sample ids (section ids<j>), inline buffers, or made again from `recipe`."""
 
     node: Any

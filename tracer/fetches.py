@@ -8,7 +8,6 @@ Room: tracer. May touch: nothing of the program but the batches it is given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tracer import rng
@@ -26,8 +25,7 @@ WHOLE_BYTES = 256 << 20
 Site = list[list[Any]] | None
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(NamedTuple):
     """One batch (None: the iterator was at its end), and the generators' state after the fetch if it moved them."""
 
     batch: EncodedBatch | None

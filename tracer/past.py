@@ -38,6 +38,8 @@ class Past:
 
     def record(self, k: int) -> dict[str, Any] | None:
         """The header of step `k`; None past the last. The last one asked for is remembered."""
+        if self._record is not None and self._record[0] == k:
+            return self._record[1]
         return self._header(k) if self.trace.first_step <= k < self.trace.steps else None
 
     def _header(self, k: int) -> dict[str, Any]:

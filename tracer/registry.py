@@ -184,6 +184,7 @@ class StateReader:
 
     def __init__(self, registry: Registry, layout: Layout) -> None:
         self.layout = layout
+        self.names = [entry.name for entry in layout.entries]
         self._tensors = list(registry.tensors.values())
         self._pointers = [0] * len(self._tensors)
         self._views: list[memoryview] = [memoryview(b"")] * len(self._tensors)
@@ -202,11 +203,6 @@ class StateReader:
     def reads(self, registry: Registry) -> bool:
         """Whether these are the tensors of `registry`."""
         return all(a is b for a, b in zip(self._tensors, registry.tensors.values(), strict=False))
-
-    def named_hashes(self) -> dict[str, int]:
-        """Return {name: xxh3_64 of the tensor's bytes}."""
-        names = [e.name for e in self.layout.entries]
-        return dict(zip(names, self.fingerprint()[1], strict=True))
 
     def matches(self) -> bool:
         """Whether the tensors still have the sizes that the layout says, and lazy modules have made no more."""
