@@ -19,7 +19,7 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tracer import environment, frames, origin
+from tracer import frames, origin, shell
 from tracer.segments import proven, with_sum
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Lookups:
         """Nothing is written before `write`."""
         self._trace, self._session = trace, session
         self._before = dict(os.environ)
-        self._known = set(environment.snapshot()["env"]) | _OF_THE_SHELL
+        self._known = set(shell.snapshot()) | _OF_THE_SHELL
         self._pid = os.getpid()
         self._iterated = threading.local()
         self._set: set[str] = set()
