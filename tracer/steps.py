@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tracer import files, frames, hooks, hyperparameters, keyframe, registry, values, walk
+from tracer import files, frames, hooks, hyperparameters, keyframe, registry, walk
 from tracer.ahead import Ahead
 from tracer.batches import BatchEncoder
 from tracer.boundary import Boundary
 from tracer.errors import UsageError
 from tracer.fetches import Fetches
-from tracer.gradients import grad_norm
+from tracer.gradients import copies, grad_norm
 from tracer.journal import Journal
 from tracer.making import Making
 from tracer.optimizers import Optimizers
@@ -169,12 +169,14 @@ class StepRecorder:
 
     def backward(self, losses: tuple[Any, ...]) -> None:
         """Keep the loss; of a closure that runs several times, its first evaluation."""
-        self._flush()
+        if self._pending is not None or self._unpassed is not None:
+            self._flush()
         self._now.note_losses(losses, in_optimizer=self.boundary.in_optimizer)
 
     def optimizer_pre(self, optimizer: torch.optim.Optimizer) -> None:
         """Gradients are final and hyperparameters in force: note both."""
-        self._flush()
+        if self._pending is not None or self._unpassed is not None:
+            self._flush()
         if optimizer not in self._optimizers:
             self._meet(optimizer)
         if self.changes:
@@ -205,11 +207,8 @@ class StepRecorder:
             self._look(frames.user_frames(sys._getframe(2)), midway=True)
 
     def _keep_grads(self, optimizer: torch.optim.Optimizer) -> None:
-        names = self._registry.name_of() if self._registry else {}
-        for group in optimizer.param_groups:
-            for param in group["params"]:
-                if param.grad is not None and id(param) in names and param.grad.layout is torch.strided:
-                    self._now.grads[names[id(param)]] = bytes(values.tensor_bytes(param.grad))
+        if self._registry is not None:
+            self._now.grads |= copies(optimizer, self._registry.name_of())
 
     def optimizer_post(self, optimizer: torch.optim.Optimizer) -> None:
         """A closure made the gradients while the optimizer stepped: they are final now."""
