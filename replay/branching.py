@@ -265,6 +265,8 @@ class BranchingEngine(Engine):
     def _must_be_whole(self, failure: str | None) -> None:
         """What went wrong in what the recorder was told between the steps ends the branch: its trace would lack that."""
         if failure is not None:
+            assert self._steps is not None
+            self._steps.trained = False  # nothing of it is kept
             self._finish("failed", {"error": "branch", "detail": f"recording it failed: {failure}"})
             raise StopProgram
 

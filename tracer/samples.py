@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 MOST_AT_HAND = 256 << 20
-"""A pool of so many bytes is held in memory, sample by sample as they are asked for: shuffled batches come from all of it."""
+"""A pool of so many bytes may be held in memory, sample by sample as they are asked for: shuffled batches come from all of it."""
 
 
 class _AtHand:
@@ -48,9 +48,10 @@ class _AtHand:
 class Samples:
     """All samples of one trace; ids count up from 0 in each pool."""
 
-    def __init__(self, chain: Chain) -> None:
-        """Of the trace whose segments are `chain`."""
+    def __init__(self, chain: Chain, *, at_hand: bool = False) -> None:
+        """Of the trace whose segments are `chain`; `at_hand`: all that were read stay in memory, up to MOST_AT_HAND a pool."""
         self._chain = chain
+        self._keeps = at_hand
         self._tails = list(chain.open.values())
         self._cache: dict[int, np.ndarray] = {}
         self._unread = iter(list(chain.sealed.values()))
@@ -134,7 +135,8 @@ class Samples:
             if pool not in self._at_hand:
                 spec = self._chain.arrays.get(array).spec
                 count, nbytes = spec.shape[0], spec.dtype.itemsize * math.prod(spec.shape[1:])
-                self._at_hand[pool] = _AtHand(count, nbytes) if count * nbytes <= MOST_AT_HAND else None
+                fits = self._keeps and count * nbytes <= MOST_AT_HAND
+                self._at_hand[pool] = _AtHand(count, nbytes) if fits else None
             at_hand = self._at_hand[pool]
             if at_hand is not None and len(ids) and ids.max() < len(at_hand):
                 return at_hand.rows(ids, read)

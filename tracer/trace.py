@@ -278,6 +278,10 @@ class Trace:
         inline = stored.split(self.piece(k, f"{prefix}inline"), sizes) if sizes else []
         return stored.batch(node, inline, lambda j: self.piece(k, f"{prefix}ids{j}"), self._samples.rows)
 
+    def hold_samples(self) -> None:
+        """Keep the samples that are read in memory: for who reads batch after batch, as a replay does."""
+        self._samples = Samples(self._chain, at_hand=True)
+
     def samples(self, pool: str, ids: np.ndarray) -> memoryview:
         """The bytes of the samples `ids` (uint32) of `pool`, one after the other. Raise MissingDataError."""
         return self._samples.rows(pool, ids)

@@ -191,3 +191,4 @@ def test_one_whose_captures_cannot_be_kept_is_none(tmp_path, monkeypatch):
     monkeypatch.setattr(StepRecorder, "capture", failing)
     with pytest.raises(UsageError, match="recording it failed: ZeroDivisionError: injected"):
         branch(tmp_path / "t", tmp_path / "b", at=2, program=with_a_fuse)
+    assert not (tmp_path / "b").exists()
