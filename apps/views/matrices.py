@@ -35,9 +35,9 @@ def figures_of(stats: OffDiagonal) -> str:
     if not stats.pairs:
         return "no pair of rows has a cosine"
     lost = f", {stats.undefined} pairs undefined" if stats.undefined else ""
-    return (
-        f"off the diagonal: mean {stats.mean:.4f}  std {stats.std:.4f}  min {stats.min:.4f}  max {stats.max:.4f}{lost}"
-    )
+    # A figure stays beside its name where the line breaks.
+    parts = [f"{n}\u00a0{getattr(stats, n):.4f}" for n in ("mean", "std", "min", "max")]
+    return f"off the diagonal: {'  '.join(parts)}{lost}"
 
 
 def matrix_pair(

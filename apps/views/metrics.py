@@ -153,7 +153,7 @@ class MetricsView:
         runs = [self._host.run, *self._beside()]
         # One legend for all charts, beside none of them: a run has the same colour in each.
         legend = [(run.name, *figures.colour(i)) for i, run in enumerate(runs)] if len(runs) > 1 else []
-        words += [("click a chart to go to that step", "soft")]
+        words += [("click a chart to go there", "soft")]
         self._bar.send({"controls": controls, "words": words, "legend": legend})
 
     # -- charts --------------------------------------------------------------------------------------------------------
