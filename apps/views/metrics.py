@@ -206,7 +206,7 @@ class MetricsView:
 
     def _spread(self) -> None:
         """Give the charts what room the window has, where they are few."""
-        taken = 300 + 44 * len(self._groups) * (len(self._groups) > 1)
+        taken = 334 + 44 * len(self._groups) * (len(self._groups) > 1)
         for plot in self._plots:
             figures.fill(plot, self._host, beside=self._host.room - (self._host.room - taken) // self._rows, least=220)
 

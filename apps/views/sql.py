@@ -132,7 +132,7 @@ class SqlView:
         self._answer: Answer | None = None
         self._options = Options(host, "sql", query=FIRST)
         self._query = FIRST
-        self._wanted, self._there = FIRST, False
+        self._wanted, self._there, self._asked = FIRST, False, 0
         self._plot: Any = None
 
     def show(self) -> None:
@@ -181,9 +181,14 @@ class SqlView:
     def _ask(self, query: str, *, unasked: bool = False) -> None:
         self._query, self._answered = query, self._host.run
         self._console.tell({"query": query, "unasked": unasked})
-        self._host.later(lambda twin: answer(twin, query), self._arrived)
+        self._asked += 1
+        number = self._asked
+        # What waits behind a slow question, and has been asked past, is not asked any more.
+        self._host.later(lambda twin: answer(twin, query) if number == self._asked else None, self._arrived)
 
-    def _arrived(self, found: Answer | RewindError) -> None:
+    def _arrived(self, found: Answer | RewindError | None) -> None:
+        if found is None:
+            return
         if isinstance(found, RewindError):
             self._console.tell({"problem": str(found)})
             return

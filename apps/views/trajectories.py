@@ -109,7 +109,7 @@ class TrajectoriesView:
             self._build(run, chosen.layer, watched, metrics)
         if self._cursor is not None:
             self._cursor.location = chosen.step
-            figures.fill(self._plot, self._host, beside=310, least=360)
+            figures.fill(self._plot, self._host, beside=330, least=360)
         self._pairs.send(*_with(pairs_frame(run, chosen.layer, chosen.step, watched), feature=chosen.feature))
 
     def grow(self) -> None:

@@ -529,6 +529,19 @@ def test_an_answer_says_what_a_page_cannot_hold_and_why_it_is_empty(run):  # C4,
     assert hint("select 1 where false", run) == ""
 
 
+def test_a_question_that_was_asked_past_while_it_waited_is_not_asked(run, monkeypatch):  # C4
+    viewer = Viewer(Runs([run.trace.path]), "tab=sql")
+    viewer.show()
+    view, waiting, asked = viewer._view("sql"), [], []
+    monkeypatch.setattr("apps.views.sql.answer", lambda _, query: asked.append(query))
+    viewer.later = lambda work, done: waiting.append((work, done))
+    view._ask("select 1")
+    view._ask("select 2")
+    for work, done in waiting:
+        done(work(run))
+    assert asked == ["select 2"]
+
+
 def test_who_of_the_watched_died_and_of_whom_nobody_knows():  # S4.7, S1.2
     assert words_of_deaths({3: 40}, [5]) == [
         ("3 died at 40", "chip dead"),

@@ -256,6 +256,19 @@ def test_the_filter_is_said_and_kept(open_page):  # S4.4
     assert page.locator("[data-feature]").first.get_attribute("data-feature") == first
 
 
+@pytest.mark.parametrize("size", [(1280, 800), (1440, 900), (1920, 1080)])
+def test_what_has_room_is_seen_without_scrolling(open_page, size):
+    page = open_page("run=demo&step=20&tab=batch", size=size).page
+    beyond = (
+        "() => [document.documentElement.scrollWidth - innerWidth, document.documentElement.scrollHeight - innerHeight]"
+    )
+    for tab in ("batch", "features", "trajectories", "metrics", "replay"):
+        page.locator(f"[data-tab={tab}]").click()
+        page.get_by_text(MARKS[tab]).first.wait_for()
+        page.wait_for_timeout(800)  # charts come late, and have no end to wait for
+        assert page.evaluate(beyond) == [0, 0], tab
+
+
 def test_reload_in_the_middle_and_two_pages_at_once(open_page):
     one, two = open_page("run=demo&step=10"), open_page("run=demo&step=20&tab=features")
     one.page.keyboard.press("ArrowRight")
