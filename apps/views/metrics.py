@@ -225,6 +225,8 @@ class MetricsView:
         tips.attachment = "above"
         plot.add_tools(tips)
         figures.steady(plot, figures.finite_range(runs[0].scalars[name])[1])
+        if not any(np.isfinite(shown.scalars[name]).any() for _, shown in there):
+            figures.unscaled(plot)
         if len(runs) > 1 and self._axis == "step":
             self._branches(plot, runs)
         self._finish(plot)
@@ -331,10 +333,10 @@ class MetricsView:
 
 
 def _outline(run: Recorded) -> tuple[Any, ...]:
-    """What a chart is drawn anew for, rather than its lines grown: the names, what is not finite, a lone point."""
+    """What a chart is drawn anew for, rather than its lines grown: the names, what is not finite, no point or a lone one."""
     names, scalars = run.series_names, run.scalars
     finite = [int(np.isfinite(scalars[name]).sum()) for name in names]
-    lone = tuple(count == 1 for count in finite)
+    lone = tuple(min(count, 2) for count in finite)
     return (*names, *lone, sum(int(run.given(name).sum()) for name in names) - sum(finite))
 
 

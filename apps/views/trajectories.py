@@ -87,6 +87,7 @@ class TrajectoriesView:
         self._built: tuple[Any, ...] = ()
         self._metric = self._unread = ""
         self._plot: Any = None
+        self._blank = False
         self._marks: Any = None
         self._cursor: Any = None
         self._found: dict[str, NDArray[Any]] = {}
@@ -124,6 +125,9 @@ class TrajectoriesView:
             self._built = ()
             return
         self._keep(steps, values, watched)
+        if self._blank and np.isfinite(values).any():
+            self._built = ()
+            return
         for i, feature in enumerate(watched):
             self._lines[feature].data = line_data(steps, values[:, i], log=self._options["log"])
         self._mark(steps, values, watched)
@@ -209,6 +213,9 @@ class TrajectoriesView:
             if feature in died:
                 at = int(np.searchsorted(steps, died[feature]))
                 plot.scatter([died[feature]], [values[at, i]], marker="x", size=12, line_width=3, color=hue)
+        self._blank = not np.isfinite(values).any()
+        if self._blank:
+            figures.unscaled(plot)
         self._marks = figures.Marks(plot)
         self._mark(steps, values, watched)
         plot.legend.title, plot.legend.click_policy = "feature", "hide"

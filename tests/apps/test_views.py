@@ -551,6 +551,26 @@ def test_who_of_the_watched_died_and_of_whom_nobody_knows():  # S4.7, S1.2
     assert words_of_deaths({}, None) == []
 
 
+def test_an_order_that_this_run_has_not_is_none(run):  # S4.6
+    viewer = Viewer(Runs([run.trace.path]), "tab=matrices&matrices.order=metric:nowhere")
+    viewer.show()
+    view = viewer._view("matrices")
+    assert view._header["order"] is None
+    assert {c["name"]: c["value"] for c in view._controls(viewer.run)}["order"] == "index"
+    view._options.set("order", "metric:win_rate")
+    assert sorted(view._header["order"]) == list(range(8))
+
+
+def test_a_chart_without_a_finite_value_has_no_numbers_on_its_axis(tmp_path):  # S1.2
+    make_trace(tmp_path / "a", 3, 3, 8, captures=False)
+    addenda.write_hindsight(tmp_path / "a", "drift", "ab", [(k, "drift", float("nan")) for k in range(3)])
+    viewer = Viewer(Runs([tmp_path / "a"]), "tab=metrics")
+    viewer.show()
+    plots = {plot.title.text: plot for plot in viewer._view("metrics")._plots}
+    assert plots["drift"].yaxis.ticker.ticks == []
+    assert not hasattr(plots["loss"].yaxis.ticker, "ticks")
+
+
 def test_what_is_watched_is_in_the_url(run):  # S4.7
     chosen = Selection(run="a", feature=7, watched=(31, 52))
     assert "watched=31+52" in chosen.query()
