@@ -85,6 +85,8 @@ def _loss(run: Recorded) -> Iterator[Answer]:
     words = (
         f"From {short(values[finite[0]])} to {short(values[finite[-1]])}; "
         f"lowest {short(values[low])} at step {steps[low]:.0f}, highest {short(values[high])} at step {steps[high]:.0f}."
+        if len(finite) > 1
+        else f"{short(values[low])} at step {steps[low]:.0f}, the only one that has one."
     )
     bad = len(values) - len(finite)
     lost = f" It is not finite at {bad} step{'s' * (bad > 1)}." if bad else ""
@@ -94,8 +96,8 @@ def _loss(run: Recorded) -> Iterator[Answer]:
 def _trouble(run: Recorded) -> Iterator[Answer]:
     steps = run.trace.sql(ask("hardest_batches").removesuffix(" limit 10")).filter(f"step >= {run.first}")
     row = next(iter(steps.order("times_usual desc").limit(1).fetchall()), None)
-    if row is None or row[3] is None or not np.isfinite(row[3]):
-        return
+    if row is None or row[3] is None or not np.isfinite(row[3]) or run.first == run.last:
+        return  # One step alone stands out from nothing.
     k, loss, usual = int(row[0]), float(row[2]), float(row[3])
     words = f"Those of step {k}: its loss of {short(loss)} is {usual:.3g} times that of the steps around it."
     losses = run.per_sample(k).get(HARDEST)
@@ -117,9 +119,16 @@ def _deaths(run: Recorded) -> Iterator[Answer]:
         dead = run.trace.sql(ask("all_deaths", layer=layer)).fetchall()
         go: dict[str, Any] = {"tab": "trajectories", "layer": layer}
         shown = {"trajectories.metric": "win_rate"}
-        parts = (("alive", size - len(dead), "green"), ("dead", len(dead), "red"))
+        unknown = _unjudged(run, layer)
+        alive = size - len(dead) - unknown
+        parts = (("alive", alive, "green"), ("dead", len(dead), "red"))
+        parts += (("unknown", unknown, "violet"),) if unknown else ()
         if not dead:
-            words = f"No: at the end all {size} features of {layer} still win."
+            words = (
+                f"Nobody can tell: at the end the win rate of {unknown} of {size} features of {layer} is NaN."
+                if unknown
+                else f"No: at the end all {size} features of {layer} still win."
+            )
             yield Answer("Do features die?", words, go, parts=parts, settings=shown)
             continue
         first, at = int(dead[0][0]), int(dead[0][1])
@@ -130,6 +139,13 @@ def _deaths(run: Recorded) -> Iterator[Answer]:
         watched = tuple(int(feature) for feature, _ in dead[:6])
         go |= {"step": max(at, run.first), "feature": first, "watched": watched}
         yield Answer("When did features die?", words, go, parts=parts, settings=shown)
+
+
+def _unjudged(run: Recorded, layer: str) -> int:
+    """So many features of which it is not known whether they are alive: their last win rate is NaN."""
+    last = "select max(step) from features where layer = $1 and win_rate is not null"
+    query = f"select count(*) from features where layer = $1 and step = ({last}) and isnan(win_rate)"
+    return int(run.trace.sql(query, [layer]).fetchall()[0][0])
 
 
 def _likeness(run: Recorded) -> Iterator[Answer]:
@@ -155,7 +171,7 @@ def _likeness(run: Recorded) -> Iterator[Answer]:
     else:
         question = "Why do features converge?" if alike else "Do features converge?"
         led, right = run.cosine(targets, first)[1].mean, {"matrices.right": targets}
-    yes = "" if question.startswith("Why") else "Yes: " if alike else "No: "
+    yes = "" if question.startswith("Why") or np.isnan(ended) else "Yes: " if alike else "No: "
     lead = alike and led > LEADS > begun
     why = f" The SOM's targets were alike before ({led:.3f} at step {first}): they lead." if lead else ""
     yield Answer(

@@ -216,7 +216,9 @@ class Recorded(Scalars):
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """One quantity of the watched features over all steps: (steps [T], values [T, W]). Raise NameUnknownError."""
         if metric not in self.metrics_of(layer):
-            raise NameUnknownError(f"no per-feature capture {layer}/{metric}", tensor=f"{layer}/{metric}")
+            there = ", ".join(self.metrics_of(layer)) or "none"
+            detail = f"no per-feature capture {layer}/{metric}; there are: {there}"
+            raise NameUnknownError(detail, tensor=f"{layer}/{metric}")
         query = f'select step, feature, "{metric}" v from features where layer = ? and feature in (select unnest(?))'
         query += f' and "{metric}" is not null'  # What was not captured at a step is no NaN: the line goes on past it.
         rows = self.trace.sql(query + " order by step, feature", [layer, [int(f) for f in watched]]).fetchnumpy()

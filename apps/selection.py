@@ -54,7 +54,9 @@ class Selection:
         """This as the query of a URL."""
         parts = {"run": self.run, "step": self.step, "feature": self.feature, "tab": self.tab}
         layer = {"layer": self.layer} if self.layer else {}
-        return urlencode(parts | layer | dict(self.settings))
+        usual = Selection().with_feature(self.feature).watched
+        watched = {"watched": " ".join(map(str, self.watched))} if self.watched != usual else {}
+        return urlencode(parts | layer | watched | dict(self.settings))
 
 
 def from_query(query: str, base: Selection) -> Selection:
@@ -62,13 +64,24 @@ def from_query(query: str, base: Selection) -> Selection:
     given = {name: values[-1] for name, values in parse_qs(query.lstrip("?")).items()}
     change: dict[str, Any] = {name: given[name] for name in ("run", "layer") if name in given}
     change |= {name: int(given[name]) for name in ("step", "feature") if _is_count(given.get(name))}
+    change["watched"] = parse_watched(given.get("watched", "")) or base.watched
     if given.get("tab") in TABS:
         change["tab"] = given["tab"]
     chosen = replace(base, **change)
     for name, value in given.items():
         if name.partition(".")[0] in TABS and "." in name:
             chosen = chosen.with_setting(name, value)
-    return chosen.with_feature(chosen.feature)
+    return chosen if "watched" in given else chosen.with_feature(chosen.feature)
+
+
+def parse_watched(text: str) -> tuple[int, ...]:
+    """`0, 5 12-14` as features, at most MOST_WATCHED, what is no number left out."""
+    found: list[int] = []
+    for word in text.replace(",", " ").split():
+        first, dash, last = word.partition("-")
+        if first.isdigit() and (last.isdigit() if dash else True) and len(first) < 9:
+            found += range(int(first), min(int(last) if dash else int(first), int(first) + MOST_WATCHED) + 1)
+    return tuple(dict.fromkeys(found))[:MOST_WATCHED]
 
 
 def _is_count(text: str | None) -> bool:

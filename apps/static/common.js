@@ -32,7 +32,7 @@ function fmt(value) {
   if (typeof value !== "number") return value === null || value === undefined ? "–" : String(value);
   if (Number.isNaN(value)) return "NaN";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
-  if (Number.isInteger(value) && Math.abs(value) < 1e6) return String(value);
+  if (Number.isInteger(value) && Math.abs(value) < 1e9) return String(value);
   const size = Math.abs(value);
   if (size < 1e-3 || size >= 1e6) return value.toExponential(2).replace(/\.?0+e/, "e");
   return String(Number(value.toPrecision(4)));
@@ -113,10 +113,26 @@ function ink(name) {
   return inks[key];
 }
 
+// Whether a key is meant for the control that has the focus, not for the page: a box that is ticked leaves all but the space.
+function forControl(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return true;
+  const { tagName = "", type } = event.composedPath()[0];
+  if (tagName === "BUTTON" || (tagName === "INPUT" && type === "checkbox")) return event.key === " ";
+  return /^(INPUT|TEXTAREA|SELECT)$/.test(tagName);
+}
+// A list or slider that was set by the mouse gives the keys back to the page: the next arrow is a step, not another choice.
+function handBack(root) {
+  let mouse = false;
+  root.addEventListener("pointerdown", () => { mouse = true; }, true);
+  root.addEventListener("keydown", () => { mouse = false; }, true);
+  root.addEventListener("change", ({ target }) => { if (mouse && (target.tagName === "SELECT" || target.type === "range")) target.blur(); });
+}
+
 // A surface is a function (root, send) -> paint(frame); what could not be painted is said, never thrown away.
 function surface(start) {
   return ({ model }) => {
     const root = el("div", { class: "root" });
+    handBack(root);
     const send = (message) => model.send_msg(message);
     const paint = start(root, send, model);
     model.on("msg:custom", (event) => {

@@ -11,14 +11,26 @@ export const render = surface((root, send) => {
     el("div", { class: "card" }, text, el("div", { class: "row", style: "margin-top:8px" }, run, el("label", {}, "ask", example), note), result), schema));
   text.addEventListener("keydown", (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); ask(); } });
   function ask() { note.textContent = "running …"; send({ do: "sql", query: text.value }); }
+  // All that a number has to say, within reason: steps and times are read off here, not only looked at.
+  function cell(v) {
+    if (v === null) return el("span", { class: "soft" }, "NULL");
+    if (typeof v === "object") return JSON.stringify(v);
+    if (typeof v !== "number") return { Infinity: "∞", "-Infinity": "−∞" }[v] || String(v);
+    const size = Math.abs(v);
+    if (Number.isSafeInteger(v)) return String(v);
+    if (size >= 1e15 || size < 1e-4) return v.toPrecision(5).replace(/\.?0+(e|$)/, "$1").replace("e+", "e");
+    return String(size >= 1e6 ? Number(v.toFixed(3)) : Number(v.toPrecision(6)));
+  }
+  const order = (v) => (v === null ? 2 : v === "NaN" ? 1 : 0);
   function draw() {
     const at = s.columns.indexOf(s.by), way = s.down ? -1 : 1;
-    const rows = at < 0 ? s.rows : [...s.rows].sort((a, b) => (a[at] === b[at] ? 0 : a[at] === null ? 1 : b[at] === null ? -1 : a[at] < b[at] ? -way : way));
+    const rows = at < 0 ? s.rows : [...s.rows].sort((a, b) => order(a[at]) - order(b[at]) || (a[at] === b[at] ? 0 : a[at] < b[at] ? -way : way));
     const step = s.columns.indexOf("step"), feature = s.columns.indexOf("feature");
-    const head = el("tr", {}, s.columns.map((c) => el("th", { scope: "col", class: s.rows.some((row) => typeof row[s.columns.indexOf(c)] === "number") ? "right" : "", "aria-sort": s.by === c ? (s.down ? "descending" : "ascending") : "none" }, el("button", { onclick: () => { s.down = s.by === c ? !s.down : false; s.by = c; draw(); } }, c + (s.by === c ? (s.down ? " ↓" : " ↑") : "")))));
+    const figures = new Set(s.columns.map((_, i) => i).filter((i) => s.rows.some((row) => typeof row[i] === "number")));
+    const head = el("tr", {}, s.columns.map((c) => el("th", { scope: "col", class: figures.has(s.columns.indexOf(c)) ? "right" : "", "aria-sort": s.by === c ? (s.down ? "descending" : "ascending") : "none" }, el("button", { onclick: () => { s.down = s.by === c ? !s.down : false; s.by = c; draw(); } }, c + (s.by === c ? (s.down ? " ↓" : " ↑") : "")))));
     const go = (row) => send({ do: "row", step: step < 0 ? null : row[step], feature: feature < 0 ? null : row[feature] });
     result.replaceChildren(el("table", {}, el("thead", {}, head), el("tbody", {}, rows.map((row) => el("tr", step >= 0 || feature >= 0 ? { class: "link", tabIndex: 0, onclick: () => go(row), onkeydown: (e) => { if (e.key === "Enter") go(row); } } : {},
-      row.map((v) => el("td", { class: typeof v === "number" ? "num right" : "num" }, v === null ? el("span", { class: "soft" }, "NULL") : fmt(v))))))));
+      row.map((v, i) => el("td", { class: `num ${figures.has(i) ? "right" : ""}`, title: typeof v === "number" ? String(v) : null }, cell(v))))))));
   }
   return (frame) => {
     if (frame.kind === "theme") return;

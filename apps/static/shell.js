@@ -1,7 +1,7 @@
 // The frame of the page: run, facts of the step, scrubber, tabs, keys. One request is in flight; the newest step wins.
 const KEYS = [
   ["← / →", "one step back / forward"], ["Shift + ← / →", "100 steps back / forward"], ["Home / End", "first / last step"],
-  ["Space", "play or stop"], ["r", "play the other way"], ["0 … 8", "tabs, from the overview to SQL"], ["u / Shift + u", "undo / redo a change of view"],
+  ["Space", "play or stop"], ["r", "play backward, or the other way"], ["0 … 8", "tabs, from the overview to SQL"], ["u / Shift + u", "undo / redo a change of view"],
   ["t", "light or dark"], ["g", "type a step number"], ["l", "jump to live: go along with a run that goes on"],
   ["p", "pause or resume a run that goes on"], ["n", "one step of a paused run"], ["Shift + drag on the track", "choose a range to loop; Esc clears it"], ["[ / ]", "the image before / after, where the batch has the focus"], ["?", "this list"],
 ];
@@ -43,11 +43,12 @@ export const render = surface((root, send) => {
   const theme = button("theme", "light or dark (t)", () => setTheme(!s.dark));
   const help = button("?", "shortcuts (?)", () => showHelp());
   const play = button("play", "play (space)", () => toggle(1));
-  const number = el("input", { type: "number", "aria-label": "step number", class: "num", style: "width:92px", onchange: () => go(Number(number.value)) });
+  const number = el("input", { type: "number", "aria-label": "step number", class: "num", style: "width:92px", onchange: () => (number.value.trim() ? go(Number(number.value)) : draw()),
+    onkeydown: ({ key }) => { if (key === "Escape") number.value = s.step; if (key === "Enter" || key === "Escape") setTimeout(() => number.blur()); }, onblur: () => { number.value = s.step; } });
   const of = el("span", { class: "soft num" });
   const rate = el("select", { "aria-label": "steps per second", onchange: () => { s.rate = Number(rate.value); } },
-    [1, 5, 10, 30, 60].map((r) => el("option", { value: r, selected: r === 10 }, `${r}/s`)));
-  const direction = button("turn", "play the other way (r)", () => toggle(s.playing > 0 ? -1 : 1, true));
+    [1, 5, 10, 30, 60, 300, 1000].map((r) => el("option", { value: r, selected: r === 10 }, `${r}/s`)));
+  const direction = button("turn", "play backward, or the other way (r)", () => turn());
   const live = el("button", { hidden: true, class: "live-button", title: "go along with the run, at its newest step (l)", onclick: () => follow() });
   const range = el("button", { hidden: true, title: "clear the loop (Esc)", onclick: () => loop(null) });
   const track = el("canvas", { tabIndex: 0, role: "slider", "aria-label": "step", style: "width:100%;height:70px;touch-action:none;cursor:pointer" });
@@ -105,22 +106,29 @@ export const render = surface((root, send) => {
       ask();
     }));
   }
-  let timer = null;
+  let timer = null, ticked = 0;
   function toggle(way = 1, keep = false) {
     s.playing = s.playing && !keep ? 0 : way;
-    play.replaceChildren(icon(s.playing ? "pause" : "play")); play.classList.toggle("on", !!s.playing);
-    clearTimeout(timer);
+    play.replaceChildren(icon(s.playing ? "pause" : "play")); play.classList.toggle("on", !!s.playing); direction.classList.toggle("on", s.playing < 0);
+    clearTimeout(timer); ticked = performance.now();
     if (s.playing) tick();
   }
+  const turn = () => toggle(s.playing < 0 ? 1 : -1, true);
   function tick() {
     if (!s.playing) return;
     if (!s.waiting) {
-      const [low, high] = s.range || [s.first, s.last];
-      let next = s.step + s.playing;
-      if (next > high || next < low) { if (!s.range) { toggle(); if (next > high) follow(); return; } next = s.playing > 0 ? low : high; }
+      const [low, high] = s.range || [s.first, s.last], now = performance.now(), end = s.playing > 0 ? high : low;
+      // Faster than a screen can show them, steps are left out.
+      let next = s.step + s.playing * (s.rate > 60 ? Math.max(1, Math.round(s.rate * Math.min(1, (now - ticked) / 1000))) : 1);
+      ticked = now;
+      if (next > high || next < low) {
+        if (s.step !== end && s.step >= low && s.step <= high) next = end;
+        else if (!s.range) { toggle(); if (next > high) follow(); return; }
+        else next = s.playing > 0 ? low : high;
+      }
       go(next);
     }
-    timer = setTimeout(tick, 1000 / s.rate);
+    timer = setTimeout(tick, 1000 / Math.min(60, s.rate));
   }
   function loop(chosen) {
     s.range = chosen; range.hidden = !chosen;
@@ -211,14 +219,12 @@ export const render = surface((root, send) => {
 
   // -- keys
   function onKey(event) {
-    const target = event.composedPath()[0];
     if (!root.isConnected) { document.removeEventListener("keydown", onKey); return; }
-    if (/^(INPUT|TEXTAREA|SELECT)$/.test(target.tagName || "") || event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key === " " && target.tagName === "BUTTON") return;
+    if (dialog.open || forControl(event)) return;
     const far = event.shiftKey ? 100 : 1;
     const act = {
       ArrowLeft: () => go(s.step - far), ArrowRight: () => go(s.step + far), Home: () => go(s.first), End: () => end(), l: () => follow(),
-      " ": () => toggle(1), r: () => toggle(s.playing > 0 ? -1 : 1, true), u: () => send({ do: "undo" }), U: () => send({ do: "redo" }),
+      " ": () => toggle(1), r: () => turn(), u: () => send({ do: "undo" }), U: () => send({ do: "redo" }),
       t: () => setTheme(!s.dark), g: () => { number.focus(); number.select(); }, "?": () => showHelp(), Escape: () => loop(null),
     }[event.key] || (/^[0-8]$/.test(event.key) ? () => s.tabs[event.key] && send({ do: "tab", tab: s.tabs[event.key].name }) : null);
     if (!act) return;
@@ -227,7 +233,7 @@ export const render = surface((root, send) => {
   document.addEventListener("keydown", onKey);
   function showHelp() {
     const list = el("dl");
-    const find = el("input", { type: "search", placeholder: "find a shortcut", "aria-label": "find a shortcut", style: "width:100%", oninput: fill });
+    const find = el("input", { type: "search", placeholder: "find a shortcut", "aria-label": "find a shortcut", style: "width:100%", oninput: fill, onkeydown: ({ key }) => { if (key === "Escape") dialog.close(); } });
     function fill() {
       const wanted = find.value.toLowerCase();
       list.replaceChildren(...KEYS.filter((k) => k.join(" ").toLowerCase().includes(wanted)).flatMap(([k, what]) => [el("dt", { class: "mono" }, k), el("dd", {}, what)]));
@@ -255,7 +261,7 @@ export const render = surface((root, send) => {
 
   // -- what the server says
   function begin(frame) {
-    Object.assign(s, { first: frame.first, last: frame.last, marks: frame.marks, tabs: frame.tabs, loss: frame.loss, sent: frame.step, step: frame.step, waiting: false, range: null });
+    Object.assign(s, { first: frame.first, last: frame.last, marks: frame.marks, tabs: frame.tabs, loss: frame.loss, sent: frame.step, step: frame.step, there: frame.step, waiting: false, range: null });
     Object.assign(s, { run: frame.run, runs: frame.runs });
     run.value = frame.run; run.title = frame.runs.length > 1 ? `${frame.runs.length} runs: type to find one` : frame.run; run.readOnly = frame.runs.length < 2;
     names.replaceChildren(...frame.runs.map(([name, words]) => el("option", { value: name }, words)));
@@ -317,8 +323,11 @@ export const render = surface((root, send) => {
     problem.hidden = !frame.problem; problem.textContent = frame.problem || "";
     if (!frame.push) s.following = frame.following;
     // A push that crossed with the user's own going back is answered, and not gone along with.
-    if (frame.step !== s.step && !frame.ack && (!frame.push || s.following)) s.step = s.sent = frame.step;
-    if (document.activeElement !== number) number.value = s.step;
+    // Nor is a step that the server had before: what was set on a tab is told of while the user's next step is on its way.
+    const moved = frame.step !== s.there;
+    s.there = frame.step;
+    if (moved && frame.step !== s.step && !frame.ack && (!frame.push || s.following)) s.step = s.sent = frame.step;
+    if (root.getRootNode().activeElement !== number) number.value = s.step;
     s.query = frame.query;
     // Whether one follows is in the address at once: who reloads right after goes on as he was.
     const live = (query) => query.includes("step=live");

@@ -66,7 +66,7 @@ function liveStrip(root, send) {
   }
   function onKey(event) {
     if (!root.isConnected) { document.removeEventListener("keydown", onKey); return; }
-    if (/^(INPUT|TEXTAREA|SELECT)$/.test(event.composedPath()[0].tagName || "") || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (forControl(event)) return;
     if (event.key === "p") toggle(); else if (event.key === "n") more();
   }
   document.addEventListener("keydown", onKey);

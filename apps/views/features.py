@@ -13,6 +13,7 @@ import panel as pn
 from analysis.finding import quoted
 from analysis.trajectories import status
 from apps.surfaces import Table
+from apps.views.options import Options
 from apps.views.view import rerun_action, said
 from tracer.errors import RewindError
 
@@ -54,6 +55,7 @@ class FeaturesView:
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._options = Options(host, "features", sort="feature", filter="")
         self._table = Table(self._heard)
         self.root = pn.Column(self._table, sizing_mode="stretch_width")
         self._shown: tuple[Any, ...] = ()
@@ -63,12 +65,13 @@ class FeaturesView:
         chosen = self._host.selection
         run = self._host.run
         place = (run, chosen.layer, chosen.step, run.took(chosen.step), run.has_weights(chosen.step))
+        own = {"feature": chosen.feature, "sort": self._options["sort"], "filter": self._options["filter"]}
         if place == self._shown:
-            self._table.tell({"kind": "feature", "feature": chosen.feature})
+            self._table.tell({"kind": "feature", **own})
             return
         self._shown = place
         header, arrays = feature_frame(run, chosen.layer, chosen.step)
-        self._table.send({**header, "feature": chosen.feature}, arrays)
+        self._table.send({**header, **own}, arrays)
 
     def restyle(self) -> None:
         """Its colours are the page's own."""
@@ -93,5 +96,7 @@ class FeaturesView:
             self._host.choose(feature=message.get("feature"))
         elif message.get("do") == "layer":
             self._host.choose(layer=message.get("layer"))
+        elif message.get("do") == "set":
+            self._options.set(message.get("name"), message.get("value"))
         elif message.get("do") == "rerun":
             self._host.rerun()

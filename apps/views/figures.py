@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 import panel as pn
 from bokeh.events import Tap
-from bokeh.models import ColorBar, ColumnDataSource, CustomJSTicker, CustomJSTickFormatter, HoverTool, Span
+from bokeh.models import ColorBar, ColumnDataSource, CustomJSTicker, CustomJSTickFormatter, FixedTicker, HoverTool, Span
 from bokeh.plotting import figure
 
 if TYPE_CHECKING:
@@ -209,6 +209,11 @@ def nothing(text: str) -> pn.pane.HTML:
 def colour(i: int) -> tuple[str, str]:
     """Colour and dash of the i-th line."""
     return PALETTE[i % len(PALETTE)], DASHES[(i // len(PALETTE)) % len(DASHES)]
+
+
+def unscaled(plot: Figure) -> None:
+    """A chart without a finite value has no numbers on its axis: those of an empty one would be read as values."""
+    plot.yaxis.ticker = plot.ygrid.ticker = FixedTicker(ticks=[])
 
 
 def steady(plot: Figure, value: float) -> None:

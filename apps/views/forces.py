@@ -158,7 +158,7 @@ class ForcesView:
         self._options = Options(host, "forces", by="", log=True)
         self._built_log, self._empty = True, False
         self._bar = Bar(self._set)
-        self._pictures = Pictures(sizing_mode="fixed", width=392)
+        self._pictures = Pictures(sizing_mode="fixed", width=392, margin=(0, 0, 12, 0))
         self._place = pn.Column(sizing_mode="stretch_width")
         self._line = StepLine(host, "SOM : gradient over all steps", "ratio", ("ratio",), log=True)
         self._note = Note(self._heard, visible=False)

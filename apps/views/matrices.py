@@ -35,9 +35,9 @@ def figures_of(stats: OffDiagonal) -> str:
     if not stats.pairs:
         return "no pair of rows has a cosine"
     lost = f", {stats.undefined} pairs undefined" if stats.undefined else ""
-    return (
-        f"off the diagonal: mean {stats.mean:.4f}  std {stats.std:.4f}  min {stats.min:.4f}  max {stats.max:.4f}{lost}"
-    )
+    # A figure stays beside its name where the line breaks.
+    parts = [f"{n}\u00a0{getattr(stats, n):.4f}" for n in ("mean", "std", "min", "max")]
+    return f"off the diagonal: {'  '.join(parts)}{lost}"
 
 
 def matrix_pair(
@@ -166,7 +166,7 @@ class MatricesView:
         o, (left, right, at) = self._options, self._sides(run)
         sources = [(s, s) for s in run.sources]
         shown = "" if at == self._host.selection.step and not o["at"] else str(at)
-        metrics = [(f"metric:{m}", m.replace("_", " ")) for m in run.metrics_of(self._host.selection.layer)]
+        metrics = [(n, n.partition(":")[2].replace("_", " ")) for n in self._metrics(run)]
         return [
             {"name": "left", "label": "left", "kind": "select", "options": sources, "value": left},
             {"name": "right", "label": "right", "kind": "select", "options": sources, "value": right},
@@ -176,7 +176,7 @@ class MatricesView:
                 "label": "order by",
                 "kind": "select",
                 "options": [*ORDERS.items(), *metrics],
-                "value": o["order"],
+                "value": self._how(run),
             },
             {
                 "name": "colours",
@@ -188,8 +188,16 @@ class MatricesView:
             {"name": "difference", "label": "difference", "kind": "toggle", "value": o["difference"]},
         ]
 
-    def _order(self, run: Recorded, k: int) -> NDArray[np.int64] | None:
+    def _metrics(self, run: Recorded) -> list[str]:
+        return [f"metric:{m}" for m in run.metrics_of(self._host.selection.layer)]
+
+    def _how(self, run: Recorded) -> str:
+        """What the rows are ordered by: as it was set, where this run and layer have it."""
         how = self._options["order"]
+        return how if how in ORDERS or how in self._metrics(run) else "index"
+
+    def _order(self, run: Recorded, k: int) -> NDArray[np.int64] | None:
+        how = self._how(run)
         if how == "cluster":
             return order_by_clustering(run.source(self._sides(run)[0], k))
         if how.startswith("metric:"):

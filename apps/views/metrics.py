@@ -153,7 +153,7 @@ class MetricsView:
         runs = [self._host.run, *self._beside()]
         # One legend for all charts, beside none of them: a run has the same colour in each.
         legend = [(run.name, *figures.colour(i)) for i, run in enumerate(runs)] if len(runs) > 1 else []
-        words += [("click a chart to go to that step", "soft")]
+        words += [("click a chart to go there", "soft")]
         self._bar.send({"controls": controls, "words": words, "legend": legend})
 
     # -- charts --------------------------------------------------------------------------------------------------------
@@ -206,7 +206,7 @@ class MetricsView:
 
     def _spread(self) -> None:
         """Give the charts what room the window has, where they are few."""
-        taken = 300 + 44 * len(self._groups) * (len(self._groups) > 1)
+        taken = 334 + 44 * len(self._groups) * (len(self._groups) > 1)
         for plot in self._plots:
             figures.fill(plot, self._host, beside=self._host.room - (self._host.room - taken) // self._rows, least=220)
 
@@ -225,6 +225,8 @@ class MetricsView:
         tips.attachment = "above"
         plot.add_tools(tips)
         figures.steady(plot, figures.finite_range(runs[0].scalars[name])[1])
+        if not any(np.isfinite(shown.scalars[name]).any() for _, shown in there):
+            figures.unscaled(plot)
         if len(runs) > 1 and self._axis == "step":
             self._branches(plot, runs)
         self._finish(plot)
@@ -331,10 +333,10 @@ class MetricsView:
 
 
 def _outline(run: Recorded) -> tuple[Any, ...]:
-    """What a chart is drawn anew for, rather than its lines grown: the names, what is not finite, a lone point."""
+    """What a chart is drawn anew for, rather than its lines grown: the names, what is not finite, no point or a lone one."""
     names, scalars = run.series_names, run.scalars
     finite = [int(np.isfinite(scalars[name]).sum()) for name in names]
-    lone = tuple(count == 1 for count in finite)
+    lone = tuple(min(count, 2) for count in finite)
     return (*names, *lone, sum(int(run.given(name).sum()) for name in names) - sum(finite))
 
 

@@ -53,8 +53,9 @@ def scale(maps: list[dict[str, Any]], arrays: dict[str, NDArray[np.float64]], ho
             low, high = spans[one["name"]] if chosen == "own" else both
             one |= {"low": low, "high": high if high > low else low + 1e-9, "colours": "sequential"}
     why = "nearly all alike: " if how != chosen else ""
-    whose = "each its own" if chosen == "own" and len(spans) > 1 else "what is off the diagonal"
-    return [(f"{why}colours span {whose}, not -1 to 1", "chip contender")]
+    if chosen == "own" and len(spans) > 1:
+        return [(f"{why}each has colours of its own, not from -1 to 1", "chip contender")]
+    return [(f"{why}colours span what is off the diagonal, not -1 to 1", "chip contender")]
 
 
 def _auto(spans: dict[str, tuple[float, float]]) -> str:

@@ -5,6 +5,7 @@ Room: apps.
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 SHOWN: Final = 1000
 MOST: Final = 200_000
 SECONDS: Final = 20.0
+FINDINGS: Final = ("cosine_of_weights", "cosine_of_targets", "fight", "agree")
+"""Names of `apps.findings.findings` that the examples ask for."""
+_EXACT: Final = 2**53
 FIRST: Final = "select step, epoch, loss, lr, grad_norm from steps order by loss desc limit 20"
 
 
@@ -59,14 +63,29 @@ def answer(run: Recorded, query: str) -> Answer:
     return Answer(columns, len(rows), time.perf_counter() - started, len(rows) == MOST)
 
 
-def answer_frame(found: Answer) -> dict[str, Any]:
-    """What the page shows of an answer: its first thousand rows."""
+def answer_frame(found: Answer, hint: str = "") -> dict[str, Any]:
+    """What the page shows of an answer: its first thousand rows; `hint` is said where it has none."""
     names = list(found.columns)
-    rows = [list(row) for row in zip(*(found.columns[n][:SHOWN] for n in names), strict=True)]
-    note = f"{found.rows} rows in {found.seconds * 1000:.0f} ms"
+    rows = [[_shown(v) for v in row] for row in zip(*(found.columns[n][:SHOWN] for n in names), strict=True)]
+    note = f"{found.rows} row{'s' * (found.rows != 1)} in {found.seconds * 1000:.0f} ms"
+    if not found.rows and hint:
+        note += f"; {hint}"
     if found.rows > SHOWN:
         note += f"; the first {SHOWN} are shown, an export has {'the first ' if found.cut else ''}all of them"
     return {"columns": names, "rows": rows, "note": note}
+
+
+def _shown(value: Any) -> Any:
+    """A value as a page can hold it: its numbers have 53 bits, longer ones are text."""
+    return str(value) if isinstance(value, int) and abs(value) > _EXACT else value
+
+
+def hint(query: str, run: Recorded) -> str:
+    """Why a question may have no answer yet: it asks for what only a hindsight run works out."""
+    wanted = [name for name in FINDINGS if f"'{name}'" in query]
+    if not wanted:
+        return ""
+    return f"these are worked out by: rewind hindsight {shlex.quote(str(run.trace.path))} apps.findings:findings"
 
 
 def drawable(found: Answer) -> dict[str, NDArray[np.float64]]:
@@ -113,7 +132,7 @@ class SqlView:
         self._answer: Answer | None = None
         self._options = Options(host, "sql", query=FIRST)
         self._query = FIRST
-        self._wanted, self._there = FIRST, False
+        self._wanted, self._there, self._asked = FIRST, False, 0
         self._plot: Any = None
 
     def show(self) -> None:
@@ -162,14 +181,19 @@ class SqlView:
     def _ask(self, query: str, *, unasked: bool = False) -> None:
         self._query, self._answered = query, self._host.run
         self._console.tell({"query": query, "unasked": unasked})
-        self._host.later(lambda twin: answer(twin, query), self._arrived)
+        self._asked += 1
+        number = self._asked
+        # What waits behind a slow question, and has been asked past, is not asked any more.
+        self._host.later(lambda twin: answer(twin, query) if number == self._asked else None, self._arrived)
 
-    def _arrived(self, found: Answer | RewindError) -> None:
+    def _arrived(self, found: Answer | RewindError | None) -> None:
+        if found is None:
+            return
         if isinstance(found, RewindError):
             self._console.tell({"problem": str(found)})
             return
         self._answer = found
-        self._console.tell(answer_frame(found))
+        self._console.tell(answer_frame(found, hint(self._query, self._host.run)))
         lines = drawable(found)
         self._place[:] = [figures.card(self._draw(lines))] if lines else []
 

@@ -14,7 +14,7 @@ from bokeh.models import ColumnDataSource
 from analysis.finding import quoted
 from analysis.metrics import downsample
 from analysis.trajectories import cosine_to_initial, pairwise
-from apps.selection import MOST_WATCHED
+from apps.selection import parse_watched
 from apps.surfaces import Bar, Maps, Note
 from apps.views import figures
 from apps.views.options import Options
@@ -55,16 +55,6 @@ def line_data(steps: NDArray[np.int64], values: NDArray[np.float64], *, log: boo
     return {"x": steps[chosen], "y": figures.positive(y) if log else y}
 
 
-def parse_watched(text: str) -> tuple[int, ...]:
-    """`0, 5 12-14` as features, at most MOST_WATCHED, what is no number left out."""
-    found: list[int] = []
-    for word in text.replace(",", " ").split():
-        first, dash, last = word.partition("-")
-        if first.isdigit() and (last.isdigit() if dash else True) and len(first) < 9:
-            found += range(int(first), min(int(last) if dash else int(first), int(first) + MOST_WATCHED) + 1)
-    return tuple(dict.fromkeys(found))[:MOST_WATCHED]
-
-
 def pairs_frame(run: Recorded, layer: str, k: int, watched: Sequence[int]) -> tuple[dict[str, Any], dict[str, Any]]:
     """The frame of the watched features' pairwise cosines at step `k`."""
     try:
@@ -95,8 +85,9 @@ class TrajectoriesView:
         self._row = pn.Row(self._place, self._pairs, sizing_mode="stretch_width")
         self.root = pn.Column(self._bar, self._note, self._row, sizing_mode="stretch_width")
         self._built: tuple[Any, ...] = ()
-        self._metric = ""
+        self._metric = self._unread = ""
         self._plot: Any = None
+        self._blank = False
         self._marks: Any = None
         self._cursor: Any = None
         self._found: dict[str, NDArray[Any]] = {}
@@ -119,7 +110,7 @@ class TrajectoriesView:
             self._build(run, chosen.layer, watched, metrics)
         if self._cursor is not None:
             self._cursor.location = chosen.step
-            figures.fill(self._plot, self._host, beside=310, least=360)
+            figures.fill(self._plot, self._host, beside=330, least=360)
         self._pairs.send(*_with(pairs_frame(run, chosen.layer, chosen.step, watched), feature=chosen.feature))
 
     def grow(self) -> None:
@@ -134,6 +125,9 @@ class TrajectoriesView:
             self._built = ()
             return
         self._keep(steps, values, watched)
+        if self._blank and np.isfinite(values).any():
+            self._built = ()
+            return
         for i, feature in enumerate(watched):
             self._lines[feature].data = line_data(steps, values[:, i], log=self._options["log"])
         self._mark(steps, values, watched)
@@ -169,6 +163,13 @@ class TrajectoriesView:
             self._note.send(empty)
         self._note.visible = bool(empty)
 
+    def _absent(self, layer: str, watched: tuple[int, ...]) -> list[tuple[str, str]]:
+        """What was asked for and is not there, in words."""
+        unread, self._unread = self._unread, ""
+        missing = [f for f in self._host.selection.watched if f not in watched]
+        lost = [(f"{layer} has no feature {', '.join(map(str, missing))}", "chip dead")] if missing else []
+        return [*lost, (f"no number of a feature in “{unread}”", "chip dead")] if unread else lost
+
     def _watched(self, run: Recorded, layer: str) -> tuple[int, ...]:
         size = run.size_of(layer) or 10**9
         return tuple(f for f in self._host.selection.watched if f < size) or (0,)
@@ -177,9 +178,8 @@ class TrajectoriesView:
         o = self._options
         died = self._died = deaths(run, layer, watched)
         self._lines = {}
-        words = [(f"{f} died at {k}", "chip dead") for f, k in died.items()]
-        if not died and "win_rate" in metrics:
-            words = [("none of these is dead at the end: dead is under 1 % of the wins from some step on", "soft")]
+        judged = unjudged(run, layer, watched) if "win_rate" in metrics else None
+        words = words_of_deaths(died, judged) + self._absent(layer, watched)
         controls = [
             *layer_control(self._host),
             {"name": "metric", "label": "show", "kind": "select", "options": _named(metrics), "value": self._metric},
@@ -213,6 +213,9 @@ class TrajectoriesView:
             if feature in died:
                 at = int(np.searchsorted(steps, died[feature]))
                 plot.scatter([died[feature]], [values[at, i]], marker="x", size=12, line_width=3, color=hue)
+        self._blank = not np.isfinite(values).any()
+        if self._blank:
+            figures.unscaled(plot)
         self._marks = figures.Marks(plot)
         self._mark(steps, values, watched)
         plot.legend.title, plot.legend.click_policy = "feature", "hide"
@@ -229,8 +232,9 @@ class TrajectoriesView:
             self._host.choose(layer=value)
         elif name == "watched":
             watched = parse_watched(str(value))
-            if watched:
-                self._host.choose(watched=watched)
+            self._unread = "" if watched else str(value)[:60]
+            self._built = ()
+            self._host.choose(watched=watched or self._host.selection.watched)
         elif message.get("do") == "set":
             self._options.set(name, value)
 
@@ -250,6 +254,22 @@ _NOTHING: Final = (
 def deaths(run: Recorded, layer: str, watched: Sequence[int]) -> dict[int, int]:
     """The step at which each watched feature died, of those that did."""
     return {f: k for f, k in zip(watched, run.deaths(layer, watched), strict=True) if k is not None}
+
+
+def unjudged(run: Recorded, layer: str, watched: Sequence[int]) -> list[int]:
+    """The watched features of which nobody knows whether they live: their last win rate is NaN."""
+    _, rates = run.trajectory(layer, "win_rate", watched)
+    return [f for f, rate in zip(watched, rates[-1], strict=True) if np.isnan(rate)] if len(rates) else []
+
+
+def words_of_deaths(died: dict[int, int], unknown: list[int] | None) -> list[tuple[str, str]]:
+    """Who of the watched died, and of whom it is not known; `unknown` is None where no win rate was captured."""
+    words = [(f"{f} died at {k}", "chip dead") for f, k in died.items()]
+    if unknown:
+        return [*words, (f"the win rate of {', '.join(map(str, unknown))} is NaN at the end", "chip unknown")]
+    if words or unknown is None:
+        return words
+    return [("none of these is dead at the end (under 1 % of the wins for good)", "soft")]
 
 
 def _named(metrics: list[str]) -> list[tuple[str, str]]:

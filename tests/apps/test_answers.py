@@ -76,6 +76,34 @@ def test_numbers_that_are_not_finite_are_said(tmp_path):  # S1.2
     assert [short(v) for v in (np.nan, np.inf, -np.inf, 12345.6, 1e-7)] == ["NaN", "∞", "-∞", "12346", "1e-07"]
 
 
+def test_what_is_nan_is_neither_alive_nor_unlike(tmp_path, monkeypatch):  # S1.2
+    make_trace(tmp_path / "run", seal=False, features=4, inputs=64, steps=5)
+    run = Recorded(open_trace(tmp_path / "run"))
+    whole = run.trace.sql
+
+    def all_nan(query, *args):
+        return whole(
+            query.replace("isnan(win_rate)", "win_rate is not null").replace("win_rate >= 0.01 or", "true or"), *args
+        )
+
+    monkeypatch.setattr(run.trace, "sql", all_nan)
+    monkeypatch.setattr("apps.answers.off_diagonal_mean", lambda rows: float("nan"))
+    found = by_question(run)
+    assert (
+        found["Do features die?"].answer == "Nobody can tell: at the end the win rate of 4 of 4 features of bcl is NaN."
+    )
+    assert found["Do features die?"].parts == (("alive", 0, "green"), ("dead", 0, "red"), ("unknown", 4, "violet"))
+    (alike,) = (one for one in found.values() if one.go.get("tab") == "matrices")
+    assert alike.answer.startswith("The mean cosine between the rows of ")
+
+
+def test_a_run_of_one_step_is_compared_with_nothing(tmp_path):
+    make_trace(tmp_path / "run", seal=False, features=4, inputs=64, steps=1)
+    found = by_question(Recorded(open_trace(tmp_path / "run")))
+    assert found["How did the loss go?"].answer.endswith(" at step 0, the only one that has one.")
+    assert not any(question.startswith("Which") for question in found)
+
+
 @pytest.mark.parametrize("options", [{"captures": False}, {"weights": False}, {"steps": 1}, {"steps": 0}])
 def test_a_run_that_lacks_things_leaves_answers_out(tmp_path, options):
     make_trace(tmp_path / "run", **{"seal": False, "features": 4, "inputs": 5, "steps": 3, **options})
@@ -159,6 +187,7 @@ def test_answers_stay_where_the_doctor_fails(both):
 def test_what_is_clicked_is_chosen(both):
     run, _ = both
     viewer = Viewer(Runs([run.trace.path]))
+    viewer.look = lambda done: None  # What a thread finds meanwhile would come over what is put here.
     viewer.show()
     view = viewer._view("overview")
     view._found = Found(tuple(answers(run)), tuple(standouts([Finding("nan", 7, "It is.", "select 7", "Look.")])))

@@ -20,7 +20,7 @@ from apps.pictures import as_images, columns_of, sheets, shown_batch
 from apps.pilot import Peeked
 from apps.recorded import Recorded
 from apps.runs import Runs, named
-from apps.selection import History, Selection, from_query
+from apps.selection import History, Selection, from_query, parse_watched
 from apps.twins import Twins
 from apps.viewer import Viewer, facts, skyline, track
 from apps.views.batch import batch_frame
@@ -33,8 +33,8 @@ from apps.views.over_steps import grid, sampled, spread
 from apps.views.parting import distance_data, tensors_of, words_of
 from apps.views.scales import scale
 from apps.views.series import Series, bad_data, dotted, line_data, smoothed, x_values
-from apps.views.sql import answer, answer_frame, drawable, examples
-from apps.views.trajectories import INITIAL, parse_watched, series
+from apps.views.sql import answer, answer_frame, drawable, examples, hint
+from apps.views.trajectories import INITIAL, series, words_of_deaths
 from replay.diff import Diff, TensorGap
 from tests.tracer.synthetic import make_trace
 from tracer import addenda, manifest, proof
@@ -103,8 +103,8 @@ def test_a_frame_comes_back_as_it_was_sent():
 
 
 def test_a_url_says_what_is_chosen_and_nonsense_is_let_go():
-    chosen = Selection(run="a b", step=7, feature=40, tab="forces", layer="bcl")
-    assert from_query(chosen.query(), Selection()) == chosen.with_feature(40)
+    chosen = Selection(run="a b", step=7, tab="forces", layer="bcl").with_feature(40)
+    assert from_query(chosen.query(), Selection()) == chosen
     kept = Selection(step=3)
     assert from_query("?step=-1&feature=x&tab=nothing&step=1e9&other=1", kept) == kept
 
@@ -324,11 +324,11 @@ def test_matrices(run):  # S4.6
     [
         ("auto", (0.3, 0.001), [(-1, 1), (-1, 1)], ""),
         ("auto", (0.05, 0.02), [(0.9, 0.95), (0.9, 0.95)], "nearly all alike: colours span what is off the diagonal"),
-        ("auto", (0.05, 0.001), [(0.9, 0.95), (0.9, 0.901)], "nearly all alike: colours span each its own"),
+        ("auto", (0.05, 0.001), [(0.9, 0.95), (0.9, 0.901)], "nearly all alike: each has colours of its own"),
         ("whole", (0.05, 0.02), [(-1, 1), (-1, 1)], 'nearly all alike: "as fits" shows'),
         ("whole", (0.3, 0.02), [(-1, 1), (-1, 1)], ""),
         ("shared", (0.3, 0.001), [(0.9, 1.2), (0.9, 1.2)], "colours span what is off the diagonal"),
-        ("own", (0.3, 0.001), [(0.9, 1.2), (0.9, 0.901)], "colours span each its own"),
+        ("own", (0.3, 0.001), [(0.9, 1.2), (0.9, 0.901)], "each has colours of its own"),
     ],
 )
 def test_the_colours_of_matrices_that_are_nearly_alike_show_how_they_differ(how, widths, spans, words):  # S4.6
@@ -517,6 +517,83 @@ def test_sql(run):  # C4
         except UsageError as error:
             # The synthetic run lacks the hindsight metrics and some columns, but the query itself is sound.
             assert "Parser" not in str(error)  # noqa: PT017
+
+
+def test_an_answer_says_what_a_page_cannot_hold_and_why_it_is_empty(run):  # C4, S4.9
+    shown = answer_frame(answer(run, "select 9007199254740993 as id, 7 as n"))
+    assert (shown["rows"], shown["note"].split(" in ")[0]) == ([["9007199254740993", 7]], "1 row")
+    query = examples("bcl", 1, 5)["why converge"]
+    empty = answer(run, query)
+    assert empty.rows == 0
+    assert "rewind hindsight" in answer_frame(empty, hint(query, run))["note"]
+    assert hint("select 1 where false", run) == ""
+
+
+def test_a_question_that_was_asked_past_while_it_waited_is_not_asked(run, monkeypatch):  # C4
+    viewer = Viewer(Runs([run.trace.path]), "tab=sql")
+    viewer.show()
+    view, waiting, asked = viewer._view("sql"), [], []
+    monkeypatch.setattr("apps.views.sql.answer", lambda _, query: asked.append(query))
+    viewer.later = lambda work, done: waiting.append((work, done))
+    view._ask("select 1")
+    view._ask("select 2")
+    for work, done in waiting:
+        done(work(run))
+    assert asked == ["select 2"]
+
+
+def test_who_of_the_watched_died_and_of_whom_nobody_knows():  # S4.7, S1.2
+    assert words_of_deaths({3: 40}, [5]) == [
+        ("3 died at 40", "chip dead"),
+        ("the win rate of 5 is NaN at the end", "chip unknown"),
+    ]
+    assert words_of_deaths({}, []) == [("none of these is dead at the end (under 1 % of the wins for good)", "soft")]
+    assert words_of_deaths({}, None) == []
+
+
+def test_an_order_that_this_run_has_not_is_none(run):  # S4.6
+    viewer = Viewer(Runs([run.trace.path]), "tab=matrices&matrices.order=metric:nowhere")
+    viewer.show()
+    view = viewer._view("matrices")
+    assert view._header["order"] is None
+    assert {c["name"]: c["value"] for c in view._controls(viewer.run)}["order"] == "index"
+    view._options.set("order", "metric:win_rate")
+    assert sorted(view._header["order"]) == list(range(8))
+
+
+def test_a_chart_without_a_finite_value_has_no_numbers_on_its_axis(tmp_path):  # S1.2
+    make_trace(tmp_path / "a", 3, 3, 8, captures=False)
+    addenda.write_hindsight(tmp_path / "a", "drift", "ab", [(k, "drift", float("nan")) for k in range(3)])
+    viewer = Viewer(Runs([tmp_path / "a"]), "tab=metrics")
+    viewer.show()
+    plots = {plot.title.text: plot for plot in viewer._view("metrics")._plots}
+    assert plots["drift"].yaxis.ticker.ticks == []
+    assert not hasattr(plots["loss"].yaxis.ticker, "ticks")
+
+
+def test_what_is_watched_is_in_the_url(run):  # S4.7
+    chosen = Selection(run="a", feature=7, watched=(31, 52))
+    assert "watched=31+52" in chosen.query()
+    assert from_query(chosen.query(), Selection()) == chosen
+    assert "watched" not in Selection().with_feature(9).query()
+    viewer = Viewer(Runs([run.trace.path]), "tab=trajectories&watched=5+2")
+    viewer.show()
+    view = viewer._view("trajectories")
+    assert list(view.export()) == ["step", "feature_5", "feature_2"]
+    view._set({"do": "set", "name": "watched", "value": "abc"})
+    assert view._host.selection.watched == (5, 2)
+
+
+def test_how_the_table_is_sorted_and_filtered_is_in_the_url_and_undone(run):  # S4.4
+    viewer = Viewer(Runs([run.trace.path]), "tab=features")
+    viewer.show()
+    view, told = viewer._view("features"), []
+    view._table.tell = told.append
+    view._heard({"do": "set", "name": "sort", "value": "-win_rate"})
+    view._heard({"do": "set", "name": "filter", "value": "dead"})
+    assert "features.filter=dead&features.sort=-win_rate" in viewer.selection.query()
+    viewer._heard({"do": "undo"})
+    assert [(one["sort"], one["filter"]) for one in told][-1] == ("-win_rate", "")
 
 
 def test_head_and_scrubber(run):

@@ -201,6 +201,74 @@ def test_every_key(open_page):
     page.page.wait_for_function("() => document.documentElement.dataset.rwTheme === 'dark'")
 
 
+def test_the_keys_stay_the_pages_own(open_page):  # C2
+    """Backward from the end; after a step was typed, a box ticked, a list set by the mouse, the next arrow is a step."""
+    page = open_page("run=demo&step=5&tab=forces").page
+    number, press = page.get_by_label("step number"), page.keyboard.press
+    press("End")
+    page.wait_for_function("(k) => location.search.includes(`step=${k}`)", arg=STEPS - 1)
+    press("r")
+    page.wait_for_function("(k) => !location.search.includes(`step=${k}&`)", arg=STEPS - 1)
+    press("Space")
+    number.fill("42")
+    press("Enter")
+    page.wait_for_selector("[data-shown='42']")
+    press("ArrowRight")
+    page.wait_for_selector("[data-shown='43']")
+    number.fill("")
+    press("Enter")
+    page.wait_for_function(
+        f"() => {{ {WALK} return all.some((n) => n.ariaLabel === 'step number' && n.value === '43'); }}"
+    )
+    page.get_by_label("log axes").click()
+    press("ArrowRight")
+    page.wait_for_selector("[data-shown='44']")
+    rate = page.get_by_label("steps per second")
+    rate.dispatch_event("pointerdown")
+    rate.focus()
+    rate.select_option("1000/s")
+    press("ArrowRight")
+    page.wait_for_selector("[data-shown='45']")
+    assert rate.input_value() == "1000"
+    press("Space")
+    page.wait_for_function("(k) => location.search.includes(`step=${k}`)", arg=STEPS - 1, timeout=3000)
+    press("?")
+    page.keyboard.type("undo")
+    press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+
+
+def test_the_filter_is_said_and_kept(open_page):  # S4.4
+    page = open_page("run=demo&step=20&tab=features").page
+    find = page.get_by_label("filter features")
+    find.fill("nosuch > 3")
+    page.get_by_text("There is no column nosuch.").wait_for()
+    find.fill("win rate > 2")
+    page.get_by_text("No feature matches “win rate > 2”").wait_for()
+    find.fill("feature >= 60")
+    assert page.locator("[data-feature]").count() == 4
+    page.get_by_role("columnheader", name="win rate").click()
+    page.wait_for_url(re.compile("features.filter=feature.*features.sort=-win_rate"))
+    first = page.locator("[data-feature]").first.get_attribute("data-feature")
+    page.reload()
+    page.locator(f"[data-feature='{first}']").wait_for()
+    assert find.input_value() == "feature >= 60"
+    assert page.locator("[data-feature]").first.get_attribute("data-feature") == first
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (1440, 900), (1920, 1080)])
+def test_what_has_room_is_seen_without_scrolling(open_page, size):
+    page = open_page("run=demo&step=20&tab=batch", size=size).page
+    beyond = (
+        "() => [document.documentElement.scrollWidth - innerWidth, document.documentElement.scrollHeight - innerHeight]"
+    )
+    for tab in ("batch", "features", "trajectories", "metrics", "replay"):
+        page.locator(f"[data-tab={tab}]").click()
+        page.get_by_text(MARKS[tab]).first.wait_for()
+        page.wait_for_timeout(800)  # charts come late, and have no end to wait for
+        assert page.evaluate(beyond) == [0, 0], tab
+
+
 def test_reload_in_the_middle_and_two_pages_at_once(open_page):
     one, two = open_page("run=demo&step=10"), open_page("run=demo&step=20&tab=features")
     one.page.keyboard.press("ArrowRight")
@@ -365,6 +433,10 @@ def test_sql(open_page):  # C4
     box.fill("select step from nothing")  # Before the page's own first question has come, perhaps: it stays.
     run.click()
     page.page.get_by_text("Table with name nothing does not exist").wait_for()
+    box.fill("select 1234567 as n, 1795840872.125::double as t, 'nan'::double as x, 'inf'::double as y, {'a': 1} as s")
+    run.click()
+    page.page.get_by_text("1 row in").wait_for()
+    assert page.page.locator("tbody td").all_inner_texts() == ["1234567", "1795840872.125", "NaN", "∞", '{"a":1}']
     box.fill("select step, loss from steps where step = 33")
     box.press("Control+Enter")
     page.page.locator("tr.link").first.click()
