@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import xxhash
 
-from tracer import values
+from tracer import strides, values
 
 if TYPE_CHECKING:
     from tracer.making import Recipe
@@ -140,7 +140,9 @@ class BatchEncoder:
             form.pool.nbytes += len(fresh) * len(fresh[0])
             self.whole += len(fresh) * len(fresh[0])
         ids.append(struct.pack(f"<{len(numbers)}I", *numbers))
-        return {"$": "rows", "pool": form.name, "i": len(ids) - 1, "shape": list(value.shape), "as": form.kind}
+        node = {"$": "rows", "pool": form.name, "i": len(ids) - 1, "shape": list(value.shape), "as": form.kind}
+        lying = strides.of_tensor(value) if form.kind == "tensor" else strides.of_array(value)
+        return node if lying is None else {**node, "strides": lying}
 
     def _form(self, value: Any) -> _Form:
         tensor = isinstance(value, torch.Tensor)
@@ -228,7 +230,7 @@ def _tensor_rows(value: torch.Tensor) -> np.ndarray | None:
             pass  # It lies elsewhere, is sparse, or stands for the conjugate or negative of what lies there.
         else:
             few = array.ndim < 2 or not array.size or array.nbytes < ROW_BYTES * len(array)
-            return None if few else array.reshape(len(array), -1)
+            return None if few else np.ascontiguousarray(array).reshape(len(array), -1)
     if value.layout is not torch.strided or value.is_quantized or value.dim() < 2 or not value.numel():
         return None
     if value.element_size() * value.numel() < ROW_BYTES * value.shape[0]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import xxhash
 
-from tracer import columns, iterators, rng, values
+from tracer import columns, iterators, rng, strides, values
 from tracer.errors import DamageError, MissingDataError
 
 if TYPE_CHECKING:
@@ -151,9 +151,7 @@ def _capture_optimizers(registry: Registry, buffers: list[bytes | memoryview], o
 
 
 def _without_positions(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {k: _without_positions(v) for k, v in node.items() if k != "b"}
-    return [_without_positions(v) for v in node] if isinstance(node, list) else node
+    return values.without(node, "b", "strides")
 
 
 def _buffer_indices(node: Any) -> list[int]:
@@ -478,6 +476,8 @@ def _node_of(value: Any) -> tuple[str, list[bytes]]:
 
 def _copy_tensor(live: torch.Tensor, new: torch.Tensor) -> bool:
     if live.shape != new.shape or live.dtype != new.dtype or live.layout != new.layout or live._is_view():
+        return False
+    if new.layout is torch.strided and strides.of_tensor(live) != strides.of_tensor(new):
         return False
     if live.grad_fn is not None or live.untyped_storage().nbytes() != live.numel() * live.element_size():
         return False

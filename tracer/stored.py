@@ -110,10 +110,11 @@ def batch(node: Any, inline: list[bytes], ids: Callable[[int], bytes], rows: Row
 
 def _gathered(part: dict[str, Any], buffer: int) -> dict[str, Any]:
     dtype = part.get("dtype") or part["pool"].partition("-")[0]
+    facts = {"b": buffer, "shape": part["shape"], "strides": part.get("strides")}
     if part.get("as", "tensor") == "tensor":
-        facts = {"grad": part.get("grad", False), "device": part.get("device", "cpu")}
-        return {"$": "tensor", "b": buffer, "dtype": dtype, "shape": part["shape"], **facts}
-    return {"$": "array", "b": buffer, "dtype": np.dtype(dtype).str, "shape": part["shape"]}
+        grad, device = part.get("grad", False), part.get("device", "cpu")
+        return {"$": "tensor", "dtype": dtype, "grad": grad, "device": device, **facts}
+    return {"$": "array", "dtype": np.dtype(dtype).str, **facts}
 
 
 def split(data: bytes, sizes: Iterable[int]) -> list[bytes]:

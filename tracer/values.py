@@ -5,6 +5,8 @@ an object with one key `$`, its kind:
 
     {"$": "tensor", "b": i, "dtype": "float32", "shape": [..], "grad": bool, "device": "cpu"}   buffer i, C order, native bytes
     {"$": "array", "b": i, "dtype": "<f8", "shape": [..]}          a NumPy array
+        both have "strides" where they do not lie in C order in the program, so that they lie there again as they did: element
+        counts for a tensor, bytes for an array; the buffer is in C order all the same
     {"$": "scalar", "b": i, "dtype": "<f8"}                        a NumPy scalar
     {"$": "bytes", "b": i}   {"$": "float", "bits": "7ff8.."}      bytes; a float that JSON would not give back bit for bit
     {"$": "tuple" | "set" | "frozenset" | "deque", "v": [..]}      deque also has "maxlen"
@@ -38,7 +40,7 @@ import numpy as np
 import torch
 import xxhash
 
-from tracer import columns, objects
+from tracer import columns, objects, strides
 from tracer.errors import DamageError, MissingDataError
 
 Json = Any
@@ -140,11 +142,21 @@ def encode(
 
 
 def digest(node: Json, buffers: Sequence[bytes | memoryview]) -> str:
-    """A 128-bit hash of an encoded value: structure, types, shapes, bytes."""
-    found = xxhash.xxh3_128(json.dumps(node).encode())
+    """A 128-bit hash of an encoded value: structure, types, shapes, bytes; not how it lies in memory."""
+    text = json.dumps(node)
+    if '"strides"' in text:
+        text = json.dumps(without(node, "strides"))
+    found = xxhash.xxh3_128(text.encode())
     for buffer in buffers:
         found.update(buffer)
     return found.hexdigest()
+
+
+def without(node: Json, *keys: str) -> Json:
+    """Return `node` less what its objects have under `keys`."""
+    if isinstance(node, dict):
+        return {k: without(v, *keys) for k, v in node.items() if k not in keys}
+    return [without(v, *keys) for v in node] if isinstance(node, list) else node
 
 
 def _encode(value: Any, sink: _Sink) -> Json:
@@ -210,7 +222,7 @@ def _encode_tensor(value: torch.Tensor, sink: _Sink) -> Json:
     if sink.leaf is not None and (node := sink.leaf(value)) is not None:
         return node
     sink.buffers.append(tensor_bytes(value))
-    return {
+    node = {
         "$": "tensor",
         "b": len(sink.buffers) - 1,
         "dtype": dtype_name(value.dtype),
@@ -218,6 +230,11 @@ def _encode_tensor(value: torch.Tensor, sink: _Sink) -> Json:
         "grad": bool(value.requires_grad),
         "device": str(value.device),
     }
+    return _lying(node, strides.of_tensor(value))
+
+
+def _lying(node: dict[str, Any], found: list[int] | None) -> Json:
+    return node if found is None else {**node, "strides": found}
 
 
 def _encode_sparse(value: torch.Tensor, sink: _Sink) -> Json:
@@ -232,7 +249,8 @@ def _encode_array(value: np.ndarray, sink: _Sink) -> Json:
     if sink.leaf is not None and (node := sink.leaf(value)) is not None:
         return node
     sink.buffers.append(np.ascontiguousarray(value).reshape(-1).tobytes())
-    return {"$": "array", "b": len(sink.buffers) - 1, "dtype": value.dtype.str, "shape": list(value.shape)}
+    node = {"$": "array", "b": len(sink.buffers) - 1, "dtype": value.dtype.str, "shape": list(value.shape)}
+    return _lying(node, strides.of_array(value))
 
 
 def _encode_scalar(value: np.generic, sink: _Sink) -> Json:
@@ -414,6 +432,7 @@ def _copied(template: dict[Any, Any]) -> dict[Any, Any]:
 def _decode_leaf(kind: str, node: Json, source: _Source) -> Any:
     if kind == "tensor":
         tensor = bytes_tensor(source.read(node["b"]), node["dtype"], node["shape"])
+        tensor = strides.laid_tensor(tensor, node.get("strides"))
         return tensor.to(node["device"]) if node["device"] != "cpu" else tensor
     if kind == "sparse":
         indices, values = (_decode_leaf("tensor", part, source) for part in node["v"])
@@ -421,7 +440,7 @@ def _decode_leaf(kind: str, node: Json, source: _Source) -> Any:
         return torch.sparse_coo_tensor(indices, values, size, is_coalesced=coalesced, check_invariants=True)
     if kind in ("array", "scalar"):
         array = np.frombuffer(bytearray(source.read(node["b"])), dtype=np.dtype(node["dtype"]))
-        return array.reshape(node["shape"]) if kind == "array" else array[0]
+        return strides.laid_array(array.reshape(node["shape"]), node.get("strides")) if kind == "array" else array[0]
     if kind == "bytes":
         return source.read(node["b"])
     if kind == "slice":

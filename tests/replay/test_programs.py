@@ -78,6 +78,7 @@ STEPS = {
     "numpy_permutation": 25,
     "numpy_shuffle_inplace": 25,
     "object_batches": 18,
+    "odd_layouts": 24,
     "own_files": 24,
     "peek_first_batch": 21,
     "plateau": 24,
