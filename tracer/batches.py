@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import xxhash
 
-from tracer import strides, values
+from tracer import values
 
 if TYPE_CHECKING:
     from tracer.making import Recipe
@@ -141,8 +141,7 @@ class BatchEncoder:
             self.whole += len(fresh) * len(fresh[0])
         ids.append(struct.pack(f"<{len(numbers)}I", *numbers))
         node = {"$": "rows", "pool": form.name, "i": len(ids) - 1, "shape": list(value.shape), "as": form.kind}
-        lying = strides.of_tensor(value) if form.kind == "tensor" else strides.of_array(value)
-        return node if lying is None else {**node, "strides": lying}
+        return {**node, **values.beside(value)}
 
     def _form(self, value: Any) -> _Form:
         tensor = isinstance(value, torch.Tensor)

@@ -7,6 +7,8 @@ an object with one key `$`, its kind:
     {"$": "array", "b": i, "dtype": "<f8", "shape": [..]}          a NumPy array
         both have "strides" where they do not lie in C order in the program, so that they lie there again as they did: element
         counts for a tensor, bytes for an array; the buffer is in C order all the same
+        a tensor has "leaf": true where gradients were collected for it (without: it needed none, or had a graph behind it)
+    {"$": "shared", "t": i}                                        of a keyframe: tensor i of those that share memory (`shared`)
     {"$": "scalar", "b": i, "dtype": "<f8"}                        a NumPy scalar
     {"$": "bytes", "b": i}   {"$": "float", "bits": "7ff8.."}      bytes; a float that JSON would not give back bit for bit
     {"$": "tuple" | "set" | "frozenset" | "deque", "v": [..]}      deque also has "maxlen"
@@ -69,6 +71,8 @@ class _Sink:
 class _Source:
     read: Reader
     types: Types
+    given: Callable[[Json], Any] | None = None
+    leaves: bool = False
 
 
 class OpaqueValueError(MissingDataError):
@@ -144,12 +148,15 @@ def encode(
 def digest(node: Json, buffers: Sequence[bytes | memoryview]) -> str:
     """A 128-bit hash of an encoded value: structure, types, shapes, bytes; not how it lies in memory."""
     text = json.dumps(node)
-    if '"strides"' in text:
-        text = json.dumps(without(node, "strides"))
+    if '"strides"' in text or '"leaf"' in text:
+        text = json.dumps(without(node, *BESIDE))
     found = xxhash.xxh3_128(text.encode())
     for buffer in buffers:
         found.update(buffer)
     return found.hexdigest()
+
+
+BESIDE = ("strides", "leaf")
 
 
 def without(node: Json, *keys: str) -> Json:
@@ -222,7 +229,7 @@ def _encode_tensor(value: torch.Tensor, sink: _Sink) -> Json:
     if sink.leaf is not None and (node := sink.leaf(value)) is not None:
         return node
     sink.buffers.append(tensor_bytes(value))
-    node = {
+    node: dict[str, Any] = {
         "$": "tensor",
         "b": len(sink.buffers) - 1,
         "dtype": dtype_name(value.dtype),
@@ -230,11 +237,16 @@ def _encode_tensor(value: torch.Tensor, sink: _Sink) -> Json:
         "grad": bool(value.requires_grad),
         "device": str(value.device),
     }
-    return _lying(node, strides.of_tensor(value))
+    return {**node, **beside(value)}
 
 
-def _lying(node: dict[str, Any], found: list[int] | None) -> Json:
-    return node if found is None else {**node, "strides": found}
+def beside(value: torch.Tensor | np.ndarray) -> dict[str, Any]:
+    """What a node says of a tensor or array that is out of the ordinary; older traces do not, and no hash has it."""
+    if isinstance(value, np.ndarray):
+        lying, leaf = strides.of_array(value), False
+    else:
+        lying, leaf = strides.of_tensor(value), value.requires_grad and value.is_leaf
+    return {**({"strides": lying} if lying is not None else {}), **({"leaf": True} if leaf else {})}
 
 
 def _encode_sparse(value: torch.Tensor, sink: _Sink) -> Json:
@@ -250,7 +262,7 @@ def _encode_array(value: np.ndarray, sink: _Sink) -> Json:
         return node
     sink.buffers.append(np.ascontiguousarray(value).reshape(-1).tobytes())
     node = {"$": "array", "b": len(sink.buffers) - 1, "dtype": value.dtype.str, "shape": list(value.shape)}
-    return _lying(node, strides.of_array(value))
+    return {**node, **beside(value)}
 
 
 def _encode_scalar(value: np.generic, sink: _Sink) -> Json:
@@ -315,15 +327,24 @@ _ENCODERS: tuple[tuple[Any, Callable], ...] = (
 )
 
 
-def decode(node: Json, read: Reader, template: Any = None, *, types: Types = lambda name: None) -> Any:
+def decode(
+    node: Json,
+    read: Reader,
+    template: Any = None,
+    *,
+    types: Types = lambda name: None,
+    given: Callable[[Json], Any] | None = None,
+    leaves: bool = False,
+) -> Any:
     """Return the value of `node`; `read(i)` gives the bytes of buffer i.
 
     `template` is a value of the same structure, if there is one: named tuples and dicts of a kind of their own take their
     type from it (without it they come back as plain tuples and dicts); of named tuples that it lacks, `types` gives it by name.
+    `given`: what stands for a tensor that shares memory with others. `leaves`: those that needed gradients do so again.
     Raise OpaqueValueError at an opaque node, DamageError where `node` is none that `encode` makes.
     """
     try:
-        return _decode(node, _Source(read, types), template)
+        return _decode(node, _Source(read, types, given, leaves), template)
     except _SENSELESS as error:
         raise DamageError(f"a value of the trace makes no sense: {type(error).__name__}: {error}") from None
 
@@ -433,7 +454,12 @@ def _decode_leaf(kind: str, node: Json, source: _Source) -> Any:
     if kind == "tensor":
         tensor = bytes_tensor(source.read(node["b"]), node["dtype"], node["shape"])
         tensor = strides.laid_tensor(tensor, node.get("strides"))
-        return tensor.to(node["device"]) if node["device"] != "cpu" else tensor
+        tensor = tensor.to(node["device"]) if node["device"] != "cpu" else tensor
+        return tensor.requires_grad_() if source.leaves and node.get("leaf") else tensor
+    if kind == "shared":
+        if source.given is None:
+            raise OpaqueValueError("a tensor that shares memory with others has its place in a running program alone")
+        return source.given(node)
     if kind == "sparse":
         indices, values = (_decode_leaf("tensor", part, source) for part in node["v"])
         size, coalesced = node["shape"], node["coalesced"]

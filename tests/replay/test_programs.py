@@ -80,6 +80,7 @@ STEPS = {
     "object_batches": 18,
     "odd_layouts": 24,
     "own_files": 24,
+    "params_in_a_list": 24,
     "peek_first_batch": 21,
     "plateau": 24,
     "ppo_like": 27,
@@ -98,6 +99,7 @@ STEPS = {
     "unrecorded": 16,
     "unseeded": 18,
     "unseeded_no_loader": 16,
+    "views_of_state": 24,
     "vocabulary_from_set": 14,
     "zip_and_count": 21,
 }
