@@ -224,8 +224,8 @@ def _rows(value: Any) -> np.ndarray | None:
 def _tensor_rows(value: torch.Tensor) -> np.ndarray | None:
     if value.dtype in _PLAIN:
         try:
-            array = value.detach().numpy()
-        except (TypeError, RuntimeError):
+            array = np.from_dlpack(value.detach())
+        except (TypeError, RuntimeError, BufferError):
             pass  # It lies elsewhere, is sparse, or stands for the conjugate or negative of what lies there.
         else:
             few = array.ndim < 2 or not array.size or array.nbytes < ROW_BYTES * len(array)

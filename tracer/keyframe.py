@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import xxhash
 
-from tracer import columns, iterators, rng, shared, strides, values
+from tracer import columns, iterators, kinds, rng, shared, strides, values
 from tracer.constants import CONSTANT_FROM, LARGEST, Constants, is_large
 from tracer.errors import DamageError, MissingDataError
 
@@ -52,14 +52,15 @@ def capture(slots: list[Slot], registry: Registry, reader: StateReader, constant
         if slot.kind == "opaque" or (slot.kind == "iterator" and node is None):
             holes.append(f"{slot.path} ({type(slot.value).__module__}.{type(slot.value).__qualname__})")
         elif node is not None or (slot.kind == "value" and slot.value is None):
-            nodes.append([slot.path, slot.kind, node])
+            nodes.append([slot.path, slot.kind, node, *([kinds.name(slot.value)] if slot.kind == "stateful" else ())])
     constants.known = True
     tree = {
-        "layout": reader.layout.header(),
+        "layout": {**reader.layout.header(), "options": kinds.options(registry)},
         "state": {"b": 0},
-        "grads": _capture_grads(registry, buffers, opaque),
+        "grads": _capture_grads(registry, buffers, opaque, common),
         "frozen": sorted(name for name in registry.params if not registry.tensors[name].requires_grad),
         "training": [[path, [m.training for m in module.modules()]] for path, module in registry.modules.items()],
+        "classes": {path: kinds.classes(module) for path, module in registry.modules.items()},
         "optimizers": _capture_optimizers(registry, buffers, opaque),
         "shared": common.tree,
         "slots": nodes,
@@ -170,9 +171,12 @@ def _nbytes(value: Any) -> int:
     return value.nbytes if isinstance(value, np.ndarray) else value.numel() * value.element_size()
 
 
-def _capture_grads(registry: Registry, buffers: list[bytes | memoryview], opaque: list[str]) -> list[Any]:
+def _capture_grads(
+    registry: Registry, buffers: list[bytes | memoryview], opaque: list[str], common: shared.Shared
+) -> list[Any]:
     grads = [(name, registry.tensors[name].grad) for name in registry.tensors if name in registry.params]
-    return [[name, values.encode(grad, buffers, opaque=opaque)] for name, grad in grads if grad is not None]
+    found = [(name, grad) for name, grad in grads if grad is not None]
+    return [[name, values.encode(grad, buffers, opaque=opaque, leaf=common.node)] for name, grad in found]
 
 
 def _capture_optimizer(
@@ -215,14 +219,17 @@ def restore(
         return problems
     _restore_tensors(read(tree["state"]["b"]), layout, registry)
     _restore_modes(tree, registry)
-    _restore_grads(dict(tree["grads"]), read, registry)
+    problems += kinds.other_modules(tree.get("classes", {}), registry)
+    placed = shared.Placed(slots, registry, {slot[0] for slot in tree["slots"]})
+    placed.restore(tree.get("shared", shared.NOTHING), read)
+    problems += _restore_grads(dict(tree["grads"]), read, registry, placed)
     for path, recorded in tree["optimizers"]:
         live = registry.optimizers.get(path) or _counterpart(path, recorded, registry)
         if live is not None:
             _restore_optimizer(live, recorded, read, registry)
         else:
             problems.append(f"the optimizer at {path} does not exist in the program now")
-    problems += _restore_slots(tree, read, slots, shared.Placed(slots, registry, {slot[0] for slot in tree["slots"]}))
+    problems += _restore_slots(tree["slots"], read, placed)
     rng.restore_state(values.decode(tree["rng"], read))
     return problems
 
@@ -249,14 +256,15 @@ def _restore_modes(tree: dict[str, Any], registry: Registry) -> None:
 
 
 def mismatch(layout: PackedLayout, registry: Registry) -> list[str]:
-    """Return one line for each tensor that the recorded layout and the program do not have alike."""
+    """Return one line for each tensor that the recorded layout and the program do not have alike, and each such optimizer."""
     recorded = {e.name: (e.dtype, e.shape) for e in layout.entries}
     here = {n: (values.dtype_name(t.dtype), tuple(t.shape)) for n, t in registry.tensors.items()}
-    return [
+    tensors = [
         f"{name}: recorded {recorded.get(name)}, the program has {here.get(name)}"
         for name in {**recorded, **here}
         if recorded.get(name) != here.get(name)
     ]
+    return tensors + kinds.other_optimizers(layout.options, registry)
 
 
 def _restore_tensors(packed: bytes, layout: PackedLayout, registry: Registry) -> None:
@@ -266,10 +274,19 @@ def _restore_tensors(packed: bytes, layout: PackedLayout, registry: Registry) ->
         live.data.copy_(values.bytes_tensor(data, entry.dtype, entry.shape))
 
 
-def _restore_grads(recorded: dict[str, Any], read: values.Reader, registry: Registry) -> None:
+def _restore_grads(
+    recorded: dict[str, Any], read: values.Reader, registry: Registry, placed: shared.Placed
+) -> list[str]:
+    problems = []
     for name in registry.params:
         param = registry.tensors[name]
-        param.grad = values.decode(recorded[name], read).to(param.device) if name in recorded else None
+        try:
+            new = values.decode(recorded[name], read, given=placed.given) if name in recorded else None
+        except values.OpaqueValueError as error:
+            new = None
+            problems.append(f"the gradient of {name}: {error}")
+        param.grad = new if new is None else new.to(param.device)
+    return problems
 
 
 def _restore_optimizer(
@@ -307,12 +324,12 @@ def _to_device(state: dict[str, Any], param: torch.Tensor) -> dict[str, Any]:
     return {k: v.to(param.device) if isinstance(v, torch.Tensor) and v.dim() > 0 else v for k, v in state.items()}
 
 
-def _restore_slots(tree: dict[str, Any], read: values.Reader, slots: list[Slot], placed: shared.Placed) -> list[str]:
-    placed.restore(tree.get("shared", {"memories": [], "tensors": []}), read)
+def _restore_slots(recorded: list[Any], read: values.Reader, placed: shared.Placed) -> list[str]:
     problems = []
-    for path, kind, node in tree["slots"]:
+    for path, kind, node, *class_ in recorded:
+        slot = placed.slots.get(path)
         try:
-            problem = _restore_slot(kind, node, read, placed.slots.get(path), placed)
+            problem = kinds.other(class_, slot) or _restore_slot(kind, node, read, slot, placed)
         except (DamageError, MissingDataError):
             raise
         except Exception as error:  # noqa: BLE001  whatever a library's object raises where something is put into it

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from tracer.walk import Slot
 
 _MOST_ITEMS = 4096
+_GRAD = "grad of"
+NOTHING: dict[str, list[Any]] = {"memories": [], "tensors": []}
 _Members = list[tuple[str, torch.Tensor]]
 
 
@@ -55,6 +57,14 @@ def _in_slots(slots: Iterable[Slot]) -> Iterator[tuple[str, torch.Tensor]]:
     for slot in slots:
         if slot.kind == "value":
             yield from tensors_in(slot.path, slot.value)
+
+
+def _members(slots: Iterable[Slot], registry: Registry) -> Iterator[tuple[str, torch.Tensor]]:
+    """What may share memory: variables, and the gradients of parameters."""
+    yield from _in_slots(slots)
+    for name in registry.params:
+        if (grad := registry.tensors[name].grad) is not None:
+            yield from tensors_in(f"{_GRAD} {name}", grad)
 
 
 def _memory(tensor: torch.Tensor) -> int:
@@ -104,7 +114,7 @@ def capture(
     """Return what in `slots` shares memory; what is stored of it goes to the end of `buffers`."""
     shared, owners = Shared(), _owners(registry)
     met: dict[int, _Members] = {}
-    for place, tensor in _in_slots(slots):
+    for place, tensor in _members(slots, registry):
         met.setdefault(_memory(tensor), []).append((place, tensor))
     for memory, members in met.items():
         if memory in owners:
@@ -164,7 +174,8 @@ def _loose(members: _Members, buffers: list[bytes | memoryview], known: constant
     if not wholes:
         return None
     digest = known.digest(*wholes[0])
-    if any(known.has(place, digest) for place, _ in wholes):
+    grads = any(place.startswith(_GRAD) for place, _ in members)
+    if not grads and any(known.has(place, digest) for place, _ in wholes):
         return {**described, "constant": digest}
     return _with_bytes(described, first, buffers)
 
@@ -193,7 +204,7 @@ class Placed:
         """`slots` and `registry` of the program as it is now; `recorded`: the paths that something is put into."""
         self.slots = {slot.path: slot for slot in slots}
         """What stands where, as it is put in place."""
-        self._here = dict(_in_slots(slots))
+        self._here = dict(_members(slots, registry))
         self._registry = registry
         self._names = registry.name_of()
         self._owned = set(_owners(registry))

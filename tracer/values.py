@@ -93,16 +93,21 @@ def refusal(tensor: torch.Tensor) -> str | None:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """Return the elements of `tensor` (any strided dtype, any device) as bytes in C order; a view where it can be one."""
+    """Return the elements of `tensor` (any strided dtype, any device) as bytes in C order; a view where it can be one.
+
+    By DLPack: memory of which there was a NumPy array once is refused by torch to be resized, as the program may want to.
+    """
     flat = tensor.detach()
     if flat.dtype is torch.float32 and not flat.is_neg() and flat.device.type == "cpu" and flat.is_contiguous():
-        return memoryview(flat.numpy()).cast("B") if flat.numel() else memoryview(b"")  # the usual case, the short way
+        return (
+            memoryview(np.from_dlpack(flat)).cast("B") if flat.numel() else memoryview(b"")
+        )  # the usual case, the short way
     if flat.is_conj() or flat.is_neg():
         flat = flat.resolve_conj().resolve_neg()
     flat = flat.cpu().contiguous().reshape(-1)
     if flat.numel() == 0:
         return memoryview(b"")
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(np.from_dlpack(flat.view(torch.uint8)))
 
 
 def bytes_tensor(data: bytes, dtype: str, shape: list[int] | tuple[int, ...]) -> torch.Tensor:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tracer import values
+from tracer.batches import BatchEncoder
 from tracer.errors import DamageError
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental:UserWarning")
@@ -382,6 +383,15 @@ def odd_tensors(dtype):
     yield x[:1].expand(7, 3, 4, 5)
     yield x.reshape(-1).unfold(0, 6, 3)
     yield x.reshape(-1)[::3]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32, torch.bool, torch.bfloat16])
+def test_what_was_read_can_still_be_resized(dtype):
+    """Observers of quantization-aware training resize their buffers; memory that NumPy was given refuses it."""
+    tensor = torch.zeros(4, 80, dtype=dtype)
+    values.tensor_bytes(tensor)
+    BatchEncoder().encode(tensor)
+    tensor.resize_(100, 80)
 
 
 class TestHowItLies:
