@@ -387,7 +387,8 @@ def _failure(message: Message, k: int, elsewhere: str = "") -> ReplayError:
 
 def _in_a_thread(trace: Trace, k: int) -> str:
     """Said of a step whose stack did not begin with the script: only the program's main thread is followed by a replay."""
-    frame = trace.keyframe_at_or_before(k)
+    frames = [trace.keyframe_at_or_before(k), *trace.keyframes[:1]]
+    frame = next((f for f in frames if f is not None), None)
     site = trace.keyframe(frame)[0]["site"][0] if frame is not None else []
     alone = trace.manifest.program.kind != "block" and len(site) > 1 and site[1] != "<module>"
     return (

@@ -46,7 +46,7 @@ def capture(slots: list[Slot], registry: Registry, reader: StateReader, constant
     holes = [f"{name} ({why})" for name, why in registry.left_out.items()]
     opaque: list[str] = []
     nodes = []
-    common = shared.capture(slots, registry, buffers, constants)
+    common = _capture_shared(slots, registry, buffers, opaque, constants)
     for slot in slots:
         node = _capture_safely(slot, buffers, opaque, constants, common)
         if slot.kind == "opaque" or (slot.kind == "iterator" and node is None):
@@ -65,13 +65,40 @@ def capture(slots: list[Slot], registry: Registry, reader: StateReader, constant
         "shared": common.tree,
         "slots": nodes,
         "rng": values.encode(rng.capture_state(), buffers),
-        "holes": holes + opaque,
+        "holes": holes + opaque + _graphs(slots),
         "placeable": all(iterators.position(slot.value) is not None for slot in slots if slot.kind == "iterator"),
     }
     # Copied: a keyframe is written when its step is over, and the step changes what it starts from.
     buffers = [bytes(b) for b in buffers]
     tree["digest"] = _digest(tree["optimizers"], buffers)
     return Keyframe(tree, buffers, tree["digest"], holes + opaque)
+
+
+def _capture_shared(
+    slots: list[Slot],
+    registry: Registry,
+    buffers: list[bytes | memoryview],
+    opaque: list[str],
+    constants: Constants,
+) -> shared.Shared:
+    known = len(buffers)
+    try:
+        return shared.capture(slots, registry, buffers, constants)
+    except Exception as error:  # noqa: BLE001  whatever a tensor of a library's own kind raises where its memory is asked for
+        del buffers[known:]
+        opaque.append(f"which variables share memory ({type(error).__name__}: {error})")
+        return shared.Shared()
+
+
+def _graphs(slots: list[Slot]) -> list[str]:
+    """Variables with a graph behind them: a backward pass that starts from one, in a later step, needs what was before."""
+    found = [(slot.path, tensor) for slot in slots if slot.kind == "value" for tensor in _few_tensors(slot.value)]
+    return [f"{path} (it has a graph of earlier computations behind it)" for path, t in found if t.grad_fn is not None]
+
+
+def _few_tensors(value: Any) -> list[torch.Tensor]:
+    items = value if isinstance(value, (list, tuple)) else (value,)
+    return [item for item in items if isinstance(item, torch.Tensor)]
 
 
 def _digest(optimizers: list[Any], buffers: Sequence[bytes | memoryview]) -> str:

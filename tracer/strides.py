@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -70,6 +70,25 @@ def laid_array(array: np.ndarray, strides: Sequence[int] | None) -> np.ndarray:
     made = np.ndarray(array.shape, array.dtype, memory, -first, tuple(strides))
     made[...] = array
     return made
+
+
+def beside(value: torch.Tensor | np.ndarray) -> dict[str, Any]:
+    """What a node says of a tensor or array that is out of the ordinary; older traces do not, and no hash has it."""
+    if isinstance(value, np.ndarray):
+        lying, leaf = of_array(value), False
+    else:
+        lying, leaf = of_tensor(value), value.requires_grad and value.is_leaf
+    return {**({"strides": lying} if lying is not None else {}), **({"leaf": True} if leaf else {})}
+
+
+BESIDE = ("strides", "leaf")
+
+
+def without(node: Any, *keys: str) -> Any:
+    """Return `node` less what its objects have under `keys`."""
+    if isinstance(node, dict):
+        return {k: without(v, *keys) for k, v in node.items() if k not in keys}
+    return [without(v, *keys) for v in node] if isinstance(node, list) else node
 
 
 def _is_too_wide(shape: Sequence[int], strides: Sequence[int], itemsize: int) -> bool:

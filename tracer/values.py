@@ -19,6 +19,7 @@ an object with one key `$`, its kind:
     {"$": "columns", "type": "list", "n": 10000, "of": column}     a long list, tuple or deque (with "maxlen") as `columns` says
     {"$": "object", "type": "m.Graph", "v": [[name, value], ..]}  what has attributes and nothing else, put into a template
     {"$": "enum", "type": "m.Color", "v": "RED"}                   a member, found again in the template's class
+    {"$": "foreign", "of": "picture", "v": [..]}                  of another library: the parts of which `foreign` makes it
     {"$": "opaque", "type": "module.Name"}                         could not be recorded; decoding raises OpaqueValueError
 
 Nothing is ever pickled, and decoding runs no code of the trace.
@@ -42,8 +43,9 @@ import numpy as np
 import torch
 import xxhash
 
-from tracer import columns, objects, strides
+from tracer import columns, foreign, objects, strides
 from tracer.errors import DamageError, MissingDataError
+from tracer.strides import BESIDE, beside, without
 
 Json = Any
 Reader = Callable[[int], bytes]
@@ -71,8 +73,8 @@ class _Sink:
 class _Source:
     read: Reader
     types: Types
-    given: Callable[[Json], Any] | None = None
-    leaves: bool = False
+    given: Callable[[Json], Any]
+    leaves: bool
 
 
 class OpaqueValueError(MissingDataError):
@@ -99,9 +101,8 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     """
     flat = tensor.detach()
     if flat.dtype is torch.float32 and not flat.is_neg() and flat.device.type == "cpu" and flat.is_contiguous():
-        return (
-            memoryview(np.from_dlpack(flat)).cast("B") if flat.numel() else memoryview(b"")
-        )  # the usual case, the short way
+        # The usual case, the short way.
+        return memoryview(np.from_dlpack(flat)).cast("B") if flat.numel() else memoryview(b"")
     if flat.is_conj() or flat.is_neg():
         flat = flat.resolve_conj().resolve_neg()
     flat = flat.cpu().contiguous().reshape(-1)
@@ -161,16 +162,6 @@ def digest(node: Json, buffers: Sequence[bytes | memoryview]) -> str:
     return found.hexdigest()
 
 
-BESIDE = ("strides", "leaf")
-
-
-def without(node: Json, *keys: str) -> Json:
-    """Return `node` less what its objects have under `keys`."""
-    if isinstance(node, dict):
-        return {k: without(v, *keys) for k, v in node.items() if k not in keys}
-    return [without(v, *keys) for v in node] if isinstance(node, list) else node
-
-
 def _encode(value: Any, sink: _Sink) -> Json:
     kind = type(value)
     if kind in _JSON_TYPES:
@@ -186,8 +177,19 @@ def _encode(value: Any, sink: _Sink) -> Json:
             node = encoder(value, sink)
             if node is not None:
                 return node
-    node = _encode_object(value, sink) if sink.objects else None
+    return _encode_other(value, sink)
+
+
+def _encode_other(value: Any, sink: _Sink) -> Json:
+    node = _encode_foreign(value, sink)
+    if node is None and sink.objects:
+        node = _encode_object(value, sink)
     return _opaque(value, sink) if node is None else node
+
+
+def _encode_foreign(value: Any, sink: _Sink) -> Json:
+    found = foreign.parts(value)
+    return None if found is None else {"$": "foreign", "of": found[0], "v": _encode(found[1], sink)}
 
 
 def _encode_object(value: Any, sink: _Sink) -> Json:
@@ -230,7 +232,9 @@ def _encode_float(value: float) -> Json:
 
 def _encode_tensor(value: torch.Tensor, sink: _Sink) -> Json:
     if (why := refusal(value)) is not None:
-        return _encode_sparse(value, sink) if value.layout is torch.sparse_coo else _opaque(value, sink, f" ({why})")
+        coo = value.layout is torch.sparse_coo
+        node = _encode_sparse(value, sink) if coo else _encode_foreign(value, sink)
+        return _opaque(value, sink, f" ({why})") if node is None else node
     if sink.leaf is not None and (node := sink.leaf(value)) is not None:
         return node
     sink.buffers.append(tensor_bytes(value))
@@ -245,23 +249,18 @@ def _encode_tensor(value: torch.Tensor, sink: _Sink) -> Json:
     return {**node, **beside(value)}
 
 
-def beside(value: torch.Tensor | np.ndarray) -> dict[str, Any]:
-    """What a node says of a tensor or array that is out of the ordinary; older traces do not, and no hash has it."""
-    if isinstance(value, np.ndarray):
-        lying, leaf = strides.of_array(value), False
-    else:
-        lying, leaf = strides.of_tensor(value), value.requires_grad and value.is_leaf
-    return {**({"strides": lying} if lying is not None else {}), **({"leaf": True} if leaf else {})}
-
-
 def _encode_sparse(value: torch.Tensor, sink: _Sink) -> Json:
     value = value.detach()
     parts = [_encode_tensor(part, sink) for part in (value._indices(), value._values())]
     return {"$": "sparse", "v": parts, "shape": list(value.shape), "coalesced": value.is_coalesced()}
 
 
+def _is_record(value: np.ndarray | np.generic) -> bool:
+    return value.dtype.hasobject or value.dtype.names is not None
+
+
 def _encode_array(value: np.ndarray, sink: _Sink) -> Json:
-    if value.dtype.hasobject or value.dtype.names is not None:
+    if _is_record(value):
         return None
     if sink.leaf is not None and (node := sink.leaf(value)) is not None:
         return node
@@ -271,7 +270,7 @@ def _encode_array(value: np.ndarray, sink: _Sink) -> Json:
 
 
 def _encode_scalar(value: np.generic, sink: _Sink) -> Json:
-    if value.dtype.hasobject or value.dtype.names is not None:
+    if _is_record(value):
         return None
     sink.buffers.append(value.tobytes())
     return {"$": "scalar", "b": len(sink.buffers) - 1, "dtype": value.dtype.str}
@@ -332,13 +331,17 @@ _ENCODERS: tuple[tuple[Any, Callable], ...] = (
 )
 
 
+def _nothing_given(node: Json) -> Any:
+    raise OpaqueValueError("a tensor that shares memory with others has its place in a running program alone")
+
+
 def decode(
     node: Json,
     read: Reader,
     template: Any = None,
     *,
     types: Types = lambda name: None,
-    given: Callable[[Json], Any] | None = None,
+    given: Callable[[Json], Any] = _nothing_given,
     leaves: bool = False,
 ) -> Any:
     """Return the value of `node`; `read(i)` gives the bytes of buffer i.
@@ -455,15 +458,17 @@ def _copied(template: dict[Any, Any]) -> dict[Any, Any]:
         return made
 
 
+def _decode_tensor(node: Json, source: _Source) -> torch.Tensor:
+    tensor = bytes_tensor(source.read(node["b"]), node["dtype"], node["shape"])
+    tensor = strides.laid_tensor(tensor, node.get("strides"))
+    tensor = tensor.to(node["device"]) if node["device"] != "cpu" else tensor
+    return tensor.requires_grad_() if source.leaves and node.get("leaf") else tensor
+
+
 def _decode_leaf(kind: str, node: Json, source: _Source) -> Any:
     if kind == "tensor":
-        tensor = bytes_tensor(source.read(node["b"]), node["dtype"], node["shape"])
-        tensor = strides.laid_tensor(tensor, node.get("strides"))
-        tensor = tensor.to(node["device"]) if node["device"] != "cpu" else tensor
-        return tensor.requires_grad_() if source.leaves and node.get("leaf") else tensor
+        return _decode_tensor(node, source)
     if kind == "shared":
-        if source.given is None:
-            raise OpaqueValueError("a tensor that shares memory with others has its place in a running program alone")
         return source.given(node)
     if kind == "sparse":
         indices, values = (_decode_leaf("tensor", part, source) for part in node["v"])
@@ -474,6 +479,8 @@ def _decode_leaf(kind: str, node: Json, source: _Source) -> Any:
         return strides.laid_array(array.reshape(node["shape"]), node.get("strides")) if kind == "array" else array[0]
     if kind == "bytes":
         return source.read(node["b"])
+    if kind == "foreign":
+        return foreign.made(node["of"], _decode(node["v"], source))
     if kind == "slice":
         return slice(*(_decode(v, source) for v in node["v"]))
     return _DECODERS[kind](node)

@@ -45,6 +45,7 @@ STEPS = {
     "ema": 20,
     "enumerate_accum": 28,
     "eval_without_no_grad": 16,
+    "exotic_batches": 12,
     "flat_grads": 18,
     "float64": 20,
     "framework_drives": 36,
