@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from apps.chart import Line, line, save, text
-from apps.cli_replay import StepRange
+from apps.cli_replay import StepRange, set_out
 from apps.terminal import as_json, counter, print_json, print_table
 from apps.trust import asks_first, check
 from tracer.errors import UsageError
@@ -120,6 +120,8 @@ def hindsight(  # noqa: PLR0917  click passes options by name
     It gets the step (.model .batch .state .next_state .captures .grads .loss) and returns {name: number or array}.
     Where stored tensors are not enough, the recorded program is run again.
     """
+    if scheduler is None:
+        set_out(trace)
     from replay import hindsight as ask
     from tracer import open_trace
 
@@ -178,6 +180,7 @@ def branch(  # noqa: PLR0917  click passes options by name
 
     This runs the recorded program. Its first step is re-executed unchanged before: the control.
     """
+    set_out(trace)
     from replay import branch as branch_off
     from tracer.launch import free_path
 

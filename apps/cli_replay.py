@@ -19,6 +19,13 @@ _anyway = click.option(
 )
 
 
+def set_out(trace: Path) -> None:
+    """The program of `trace` is about to be run again: begin to load what that needs while torch is loaded here."""
+    from replay import home
+
+    home.prepare(trace)
+
+
 class StepRange(click.ParamType):
     """`A:B`: the steps from A up to, not including, B; either may be left out. `A` alone is that step."""
 
@@ -52,6 +59,7 @@ def replay(trace: Path, *, at: int, steps: int, anyway: bool, as_json: bool) -> 
     This runs the recorded program. Each step is compared with what was recorded, bit for bit; exit code 1 where one
     was not verified.
     """
+    set_out(trace)
     from replay import Session
     from replay.verify import keep
 
@@ -87,6 +95,7 @@ def verify(
     """
     if checksums:
         return _checksums(trace, as_json=as_json)
+    set_out(trace)
     from replay import verify as verify_trace
     from tracer import open_trace
 

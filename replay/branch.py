@@ -66,7 +66,7 @@ def branch(
     can be shown that the loader stands where the parent's stood; `note` says so where it can not). `script`: run this
     source in the program's place, from a keyframe. `tensors`: replace these. First one step is re-executed unchanged:
     unless it is the recorded one, to the last bit, nothing is branched (`anyway` goes on). Raise StepError,
-    NameUnknownError, UsageError, ReplayError.
+    NameUnknownError, UsageError (also where the changed program makes no step), ReplayError.
     """
     target = Path(out).resolve()
     if target.exists() and any(target.iterdir()):
@@ -79,6 +79,8 @@ def branch(
         end, note = session.run_on(
             at, count, change=change, settings=dict(set or {}), seed=seed, tensors=dict(tensors or {})
         )
+        if end == at:
+            raise UsageError(f"the branch at state {at} made no step, nothing was written: {note}", step=at)
         return Branch(target, session.trace.path, at, end - at, change, control, note)
 
 

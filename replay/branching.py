@@ -253,6 +253,7 @@ class BranchingEngine(Engine):
         """Record the step that is over, then judge it; after the last one the program ends."""
         if self._steps is not None:
             self._steps.end(mode=mode, interrupted=interrupted)
+            self._must_be_whole(self._steps.shield.failure)
         past_all = self._recorder is not None and self.at is not None and self.past.record(self.at) is None
         super().end(mode=mode, interrupted=interrupted)
         if past_all and self._target is not None and not interrupted:
@@ -260,6 +261,14 @@ class BranchingEngine(Engine):
             self.at += 1
             if self.at == self._target.k:
                 self._reply_arrived()
+
+    def _must_be_whole(self, failure: str | None) -> None:
+        """What went wrong in what the recorder was told between the steps ends the branch: its trace would lack that."""
+        if failure is not None:
+            assert self._steps is not None
+            self._steps.trained = False  # nothing of it is kept
+            self._finish("failed", {"error": "branch", "detail": f"recording it failed: {failure}"})
+            raise StopProgram
 
     def capture(self, key: str, value: Any, dims: Sequence[str] | None) -> None:
         """A capture of the program."""

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from replay import cluster
+from replay import cluster, home
 from replay.function import Function, beyond_floats, find, tidy
 from replay.lens import Lens
 from replay.moment import NotStoredError, StoredMoment
@@ -154,6 +154,8 @@ class _Run:
     def by_workers(self, workers: int, scheduler: str | None, *, anyway: bool) -> None:
         """Answer the rest with Dask's workers, a segment at a time."""
         path, asked = self._trace.path.resolve(), self._asked.as_dict()
+        if scheduler is None:
+            home.prepare(path)  # it loads while Dask does
         with cluster.client_of(workers, scheduler, path, f"{__name__}:{work.__name__}") as client:
             rows = _rows(self.missing, max(workers, len(client.scheduler_info()["workers"])) * _TURNS)
             given = [(str(path), asked, row, anyway) for row in rows]

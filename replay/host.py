@@ -40,6 +40,7 @@ def run_program(
     """Run `body` under an engine that obeys `channel`; every way for it to end is told there. `sandbox` is around it."""
     span = Span(options["session"], options["first"], options["end"])
     context = Context(**options["context"])
+    trace.hold_samples()
     engine = _kind(options.get("kind"))(trace, channel, span, context, hurry=options["hurry"], stay=options["stay"])
     engine.sandbox = sandbox
     try:

@@ -63,11 +63,15 @@ class Judge:
     def _first_difference(
         self, k: int, record: dict[str, Any], reader: StateReader, registry: Registry, loss: float | None
     ) -> str | None:
-        recorded = dict(zip(self._past.names(k), record["hashes"], strict=True))
-        here = reader.named_hashes()
-        for name in {**recorded, **here}:
-            if recorded.get(name) != here.get(name):
-                return name
+        names, hashes = self._past.names(k), reader.fingerprint()[1]
+        if record["hashes"] != hashes or names != reader.names:
+            recorded, here = (
+                dict(zip(names, record["hashes"], strict=True)),
+                dict(zip(reader.names, hashes, strict=True)),
+            )
+            for name in {**recorded, **here}:
+                if recorded.get(name) != here.get(name):
+                    return name
         if not same_float(record["loss"], loss):
             return "loss"
         return self._optimizer_difference(k, reader, registry)
@@ -79,7 +83,7 @@ class Judge:
         following = self._past.record(k + 1)
         if following is not None and following["left"]:
             return None
-        same = self._past.keyframe(k + 1)[0]["digest"] == keyframe.digest_now(registry, reader)
+        same = self._past.digest(k + 1) == keyframe.digest_now(registry, reader)
         return None if same else "optimizer state"
 
     def _distance(

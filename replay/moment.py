@@ -127,15 +127,15 @@ class LiveMoment:
         numbers: tuple[int, float | None],
         batch: Callable[[], Any],
         states: tuple[Callable[[], State], Callable[[], State]],
-        given: tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]],
+        given: tuple[dict[str, torch.Tensor], Callable[[], dict[str, torch.Tensor]]],
         enter: Callable[[], Mapping[str, torch.nn.Module]],
     ) -> None:
-        """`numbers`: the step and its loss; `states` read state k and k+1, `given` are captures and gradients.
+        """`numbers`: the step and its loss; `states` give state k and k+1, `given` are captures and what gives gradients.
 
         `enter` puts the modules into state k.
         """
         self.step, self.loss = numbers
-        self.captures, self.grads = given
+        self.captures, self._grads = given
         self._batch, self._states, self._enter = batch, states, enter
 
     @cached_property
@@ -154,9 +154,14 @@ class LiveMoment:
         return self._states[1]()
 
     @cached_property
+    def grads(self) -> dict[str, torch.Tensor]:
+        """The gradients that the step used. Raise ReplayError where the loop has overwritten them."""
+        return self._grads()
+
+    @cached_property
     def models(self) -> Mapping[str, torch.nn.Module]:
         """The program's modules by the name of their variable, as they were when the step started."""
-        self.next_state  # noqa: B018  read first: the modules are about to go back
+        dict(self.next_state)  # read first, all of it: the modules are about to go back
         return self._enter()
 
     @property

@@ -2,7 +2,7 @@
 
 To load torch, and what the first step of an optimizer loads, takes seconds; to fork takes a hundredth of one. Before the fork
 the process has run no operation of torch and read no trace, so each engine starts as one does that was started by hand, in
-the environment that the nursery was given. `python -m replay.nursery FD` is started by `near_end`; FD is its end of a socket
+the environment that the nursery was given. `python -m replay.nursery FD` is started by `home`; FD is its end of a socket
 pair. It ends with who started it, or when nobody has asked for long.
 Room: replay. May touch: processes of its own.
 """

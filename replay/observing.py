@@ -38,18 +38,41 @@ if TYPE_CHECKING:
     from tracer.boundary import Boundary
 
 
+class HeldGrad:
+    """A gradient that an optimizer used: copied at once, or held as it is and copied when it is asked for.
+
+    torch counts the changes of a tensor: one that the loop has overwritten since is told from what the step used.
+    """
+
+    def __init__(self, grad: torch.Tensor, *, copy: bool) -> None:
+        """Hold `grad`; `copy` it now."""
+        copy = copy or grad.is_inference()
+        self._grad = grad.detach().clone() if copy else grad
+        self._version = None if copy else grad._version
+
+    def value(self) -> torch.Tensor:
+        """Return it as the step used it. Raise ReplayError where that is gone."""
+        if self._version is None:
+            return self._grad
+        if self._grad._version != self._version:
+            raise ReplayError(
+                "the loop has overwritten the gradients: they are kept where the function's own text names `grads`"
+            )
+        return self._grad.detach().clone()
+
+
 @dataclass(frozen=True)
 class Start:
     """What a step started from: the packed state and how it is packed, each module's modes, the generators."""
 
-    packed: np.ndarray
+    packed: bytes
     layout: PackedLayout
     modes: dict[str, list[bool]]
     random: rng.Rng
 
     def state(self, k: int) -> State:
-        """Return the tensors, copied."""
-        return State(k, None, stored.unpack(self.layout, self.packed))
+        """Return the tensors, copied when they are asked for."""
+        return State(k, None, stored.Copies(self.layout, self.packed))
 
 
 class ObservingEngine(Engine):
@@ -64,7 +87,10 @@ class ObservingEngine(Engine):
         self._start: Start | None = None
         self._batch: Any = None
         self._last = OpenStep()
-        self._last_grads: dict[str, torch.Tensor] = {}
+        self._last_grads: dict[str, HeldGrad] = {}
+        self._names_grads = True
+        self._left: bytes | None = None
+        """The packed state that the step has left, where the function has asked for it."""
         self._layouts: dict[int, PackedLayout] = {}
         self._side: ThreadPoolExecutor | None = None
         self._wanted: frozenset[int] = frozenset()
@@ -76,7 +102,7 @@ class ObservingEngine(Engine):
         given = function.Function(**message["function"])
         self._side = self._side or ThreadPoolExecutor(1, "rewind function")
         try:
-            self._function, self._name = given.load(), given.name
+            self._function, self._name, self._names_grads = given.load(), given.name, "grads" in given.source
         except Exception as error:  # noqa: BLE001  any failure of the user's text is the answer
             self._channel.send({"error": "function", "detail": str(error)})
         else:
@@ -98,8 +124,8 @@ class ObservingEngine(Engine):
         # Where no fetch begins the step, it begins here.
         self._remember()
 
-    def _remember(self) -> None:
-        """A step begins: keep what it starts from."""
+    def _remember(self, packed: bytes | None = None) -> None:
+        """A step begins: keep what it starts from (`packed`, where that was read already)."""
         self._last_grads = {}
         self._start = None
         if self._function is None or self.at not in self._wanted:
@@ -107,7 +133,7 @@ class ObservingEngine(Engine):
         if self._reader is None or self.registry is None:
             self._await_forward()
             return
-        packed = np.frombuffer(b"".join(self._reader.packed()), np.uint8)
+        packed = b"".join(self._reader.packed()) if packed is None else packed
         modes = {path: [m.training for m in module.modules()] for path, module in self.registry.modules.items()}
         self._start = Start(packed, self._packed_layout(self._reader.layout), modes, self.dice.snapshot())
 
@@ -136,9 +162,10 @@ class ObservingEngine(Engine):
             own = {id(p) for group in optimizer.param_groups for p in group["params"]}
             self._last_grads |= self._grads_now(lambda t: id(t) in own)
 
-    def _grads_now(self, wanted: Callable[[torch.Tensor], bool]) -> dict[str, torch.Tensor]:
+    def _grads_now(self, wanted: Callable[[torch.Tensor], bool]) -> dict[str, HeldGrad]:
         found = self.registry.tensors.items() if self.registry else ()
-        return {n: t.grad.detach().clone() for n, t in found if t.grad is not None and wanted(t)}
+        copy = self._names_grads
+        return {n: HeldGrad(t.grad, copy=copy) for n, t in found if t.grad is not None and wanted(t)}
 
     def end(self, *, mode: str, interrupted: bool = False) -> None:
         """Keep the loss of the step that is over."""
@@ -148,7 +175,7 @@ class ObservingEngine(Engine):
     # -- the function --------------------------------------------------------------------------------------------------
 
     def _judge_step(self, frame: FrameType) -> None:
-        k = self.at
+        k, self._left = self.at, None
         super()._judge_step(frame)
         if self._pile is None:
             return
@@ -156,7 +183,7 @@ class ObservingEngine(Engine):
             self._show()
         following = self.past.record(self.at) if self._pile is not None and self.at is not None else None
         if following is not None and following["mode"] == "optimizer":
-            self._remember()
+            self._remember(self._left)
 
     def _reply_arrived(self) -> None:
         if self._pile is None:
@@ -210,15 +237,15 @@ class ObservingEngine(Engine):
         k, reader, start = self.at - 1, self._reader, stage.start
 
         def next_state() -> State:
-            words = np.frombuffer(bytearray().join(reader.packed()), np.uint8)  # writable: no further copy
-            return State(k + 1, None, stored.unpack(self._packed_layout(reader.layout), words))
+            self._left = b"".join(reader.packed())
+            return State(k + 1, None, stored.Copies(self._packed_layout(reader.layout), self._left))
 
         grads = self._last_grads or self._grads_now(lambda t: True)
         return LiveMoment(
             (k, self._last.loss()),
             lambda: self.past.trace.batch(k) if self._batch is None else self._batch,
             (lambda: start.state(k), next_state),
-            (dict(self.captures), grads),
+            (dict(self.captures), lambda: {name: held.value() for name, held in grads.items()}),
             stage.enter,
         )
 

@@ -92,6 +92,13 @@ def test_importing_costs_nothing():
     assert (done.stdout.strip(), done.stderr) == ("", "")
 
 
+def test_only_a_nursery_loads_dynamo():
+    """It takes longer than torch itself; the first optimizer of a process loads it, one made for a constant as well."""
+    code = "import sys, tracer.recorder, replay.session, apps.api; print('torch._dynamo' in sys.modules)"
+    done = _run(sys.executable, "-c", code)
+    assert (done.stdout.strip(), done.stderr) == ("False", "")
+
+
 def test_every_module_is_on_the_map():
     text = (HOUSE / "README.md").read_text("utf-8")
     shown = set(re.findall(r"^- `([\w/]+\.py)`", text, re.MULTILINE))

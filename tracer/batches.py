@@ -48,9 +48,9 @@ class _Pool:
 
         `steady`: they are known to come again with the next epoch, however long that is.
         """
-        if self.count >= _MAX_KNOWN:
-            return True
-        return not steady and self.seldom and (self.count >= _GIVE_UP_AFTER or self.nbytes >= _GIVE_UP_BYTES)
+        if steady or (self.count < _GIVE_UP_AFTER and self.nbytes < _GIVE_UP_BYTES):
+            return self.count >= _MAX_KNOWN
+        return self.seldom or self.count >= _MAX_KNOWN
 
 
 class _Form(NamedTuple):
@@ -74,8 +74,7 @@ class NewSamples:
     rows: list[Buffer]
 
 
-@dataclass(frozen=True)
-class EncodedBatch:
+class EncodedBatch(NamedTuple):
     """A batch as JSON; its leaves are sample ids (section ids<j>), inline buffers, or made again from `recipe`."""
 
     node: Any
@@ -228,8 +227,9 @@ def _tensor_rows(value: torch.Tensor) -> np.ndarray | None:
         except (TypeError, RuntimeError, BufferError):
             pass  # It lies elsewhere, is sparse, or stands for the conjugate or negative of what lies there.
         else:
-            few = array.ndim < 2 or not array.size or array.nbytes < ROW_BYTES * len(array)
-            return None if few else np.ascontiguousarray(array).reshape(len(array), -1)
+            if array.ndim < 2 or not array.size or array.nbytes < ROW_BYTES * len(array):
+                return None
+            return array if array.ndim == 2 and array.flags.c_contiguous else _in_order(array)
     if value.layout is not torch.strided or value.is_quantized or value.dim() < 2 or not value.numel():
         return None
     if value.element_size() * value.numel() < ROW_BYTES * value.shape[0]:
@@ -237,11 +237,15 @@ def _tensor_rows(value: torch.Tensor) -> np.ndarray | None:
     return np.frombuffer(values.tensor_bytes(value), dtype=np.uint8).reshape(value.shape[0], -1)
 
 
+def _in_order(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(len(array), -1)
+
+
 def batch_size(batch: Any) -> int | None:
     """Return the number of samples: the first dimension of the first tensor or array in `batch`, else None."""
     if isinstance(batch, (torch.Tensor, np.ndarray)):
-        return len(batch) if batch.ndim else None
-    children = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, (list, tuple)) else ()
+        return batch.shape[0] if batch.ndim else None
+    children = batch if isinstance(batch, (list, tuple)) else batch.values() if isinstance(batch, Mapping) else ()
     for child in children:
         size = batch_size(child)
         if size is not None:

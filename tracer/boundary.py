@@ -65,7 +65,8 @@ class Boundary:
         self._leader: weakref.ref[torch.optim.Optimizer] | None = None
         self._since_leader = 0
         self._others = 0
-        self._in_optimizer = False
+        self.in_optimizer = False
+        """Whether an optimizer is stepping (a closure may run backward passes inside it)."""
         self.in_callback = False
         self.fetching: Any = None
         self.open = False
@@ -160,17 +161,12 @@ class Boundary:
 
     def optimizer_pre(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer is about to step."""
-        self._in_optimizer = True
+        self.in_optimizer = True
         self._steps.optimizer_pre(optimizer)
-
-    @property
-    def in_optimizer(self) -> bool:
-        """Whether an optimizer is stepping (a closure may run backward passes inside it)."""
-        return self._in_optimizer
 
     def optimizer_post(self, optimizer: torch.optim.Optimizer) -> None:
         """An optimizer has stepped."""
-        self._in_optimizer = False
+        self.in_optimizer = False
         self._steps.optimizer_post(optimizer)
         if self.open:
             self.trained = True

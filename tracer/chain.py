@@ -187,8 +187,10 @@ class Chain:
         found = self.of_session(self.session_of(step))
         place = bisect_right(found, step, key=lambda segment: segment.first_step) - 1
         # A state lies with the step before it: at a border, in the segment before; the newest one wins.
-        around = (i for i in (place + 1, place, place - 1, place - 2) if 0 <= i < len(found))
-        return next((found[i] for i in around if has(found[i])), None)
+        for i in (place + 1, place, place - 1, place - 2):
+            if 0 <= i < len(found) and has(found[i]):
+                return found[i]
+        return None
 
     def keyframes(self) -> list[int]:
         """The states of which there are keyframes, ascending, without superseded ones."""

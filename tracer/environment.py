@@ -5,7 +5,6 @@ Room: tracer. May touch: torch's global flags (`restore` only).
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from typing import TYPE_CHECKING, Any
@@ -13,16 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tracer import ranks
+from tracer import ranks, shell
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_ENV_PREFIXES = ("OMP_", "MKL_", "KMP_", "ATEN_", "CUBLAS_", "TORCH_", "PYTORCH_", "NVIDIA_TF32")
-_ENV_NAMES = (
-    *("PYTHONHASHSEED", "CUDA_VISIBLE_DEVICES"),
-    *("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RANK", "MASTER_ADDR", "MASTER_PORT"),
-)
 
 _FLAGS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "threads": (torch.get_num_threads, torch.set_num_threads),
@@ -60,14 +53,13 @@ def _fixed() -> dict[str, Any]:
 
 def snapshot() -> dict[str, Any]:
     """Return the environment of this process as JSON."""
-    env = {k: v for k, v in os.environ.items() if k.startswith(_ENV_PREFIXES) or k in _ENV_NAMES}
     flags = {name: get() for name, (get, _) in _FLAGS.items()}
     return {
         **_fixed(),
         **flags,
         **ranks.facts(),
         "interop_threads": torch.get_num_interop_threads(),
-        "env": env,
+        "env": shell.snapshot(),
         "argv0": sys.argv[0],
     }
 
@@ -86,16 +78,3 @@ def differences(recorded: dict[str, Any], current: dict[str, Any] | None = None)
     """Return {name: (recorded, here)} of what differs and cannot be put back."""
     here = _fixed() if current is None else current
     return {k: (recorded[k], here.get(k)) for k in _FIXED if k in recorded and recorded[k] != here.get(k)}
-
-
-def child_environment(recorded: dict[str, Any]) -> dict[str, str]:
-    """Return the environment variables with which a process must start to be like the recorded one."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(_ENV_PREFIXES) and k not in _ENV_NAMES}
-    env.update(recorded.get("env", {}))
-    env.setdefault("OMP_NUM_THREADS", str(recorded.get("threads", 1)))
-    if recorded.get("cpu_capability") and "ATEN_CPU_CAPABILITY" not in env:
-        env["ATEN_CPU_CAPABILITY"] = _CAPABILITY.get(recorded["cpu_capability"], "")
-    return {k: v for k, v in env.items() if v != ""}
-
-
-_CAPABILITY = {"DEFAULT": "default", "AVX2": "avx2", "AVX512": "avx512"}

@@ -8,7 +8,6 @@ Room: tracer. May touch: nothing of the program but the batches it is given.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tracer import rng
@@ -26,8 +25,7 @@ WHOLE_BYTES = 256 << 20
 Site = list[list[Any]] | None
 
 
-@dataclass(frozen=True)
-class Fetched:
+class Fetched(NamedTuple):
     """One batch (None: the iterator was at its end), and the generators' state after the fetch if it moved them."""
 
     batch: EncodedBatch | None
@@ -38,12 +36,12 @@ class Fetched:
         if self.batch is None:
             return {"stop": True, "rng": encode_rng(sections, self.rng, prefix)}
         add_ids(sections, self.batch, prefix)
-        sizes = [len(b) for b in self.batch.inline]
+        sizes = list(map(len, self.batch.inline))
         fields = {"batch": self.batch.node, "inline": sizes}
         recipe = self.batch.recipe
         if recipe is not None:
             fields["made"] = encode_recipe(sections, recipe, prefix)
-        return {**fields, "rng": encode_rng(sections, self.rng, prefix)}
+        return {**fields, "rng": None if self.rng is None else encode_rng(sections, self.rng, prefix)}
 
 
 class Taken(NamedTuple):
@@ -67,6 +65,9 @@ class Taken(NamedTuple):
                 fields["skipped"] = [f.described(sections, f"s{i}.") for i, f in enumerate(ahead)]
             return fields
         fields = {"left": self.left, **self.own.described(sections, "")}
+        if not self.extras and not self.trials:  # nearly always
+            fields["discarded"] = 0
+            return fields
         if self.extras:
             fields["extras"] = [x.described(sections, f"x{i}.") for i, x in enumerate(self.extras)]
         fields["discarded"] = sum(
@@ -104,7 +105,8 @@ class Fetches:
         self._serial = 0
         self._trained: int | None = None
         self._site: Site = None
-        self._left = False
+        self.left = False
+        """Whether the loop was left since the last step."""
         self.rng_hash: str | None = None
         self.size: int | None = None
 
@@ -157,19 +159,14 @@ class Fetches:
     def open(self, batch: Any, *, left: bool) -> None:
         """A step begins on trial; `left`: its iterator is a new one."""
         self._serial += left
-        self._left = self._left or left
+        self.left = self.left or left
         if self._keep:
             encoded = self._encoded(batch)
             # Inside a loop a batch that is made again moves the generators as it did; what ran before one is not run again.
-            again = not self._left and self._moves_as_much(encoded.recipe)
+            again = not self.left and self._moves_as_much(encoded.recipe)
             self._now, self.size = Fetched(encoded, None if again else self._moved), encoded.size
         else:
             self.size = batch_size(batch)
-
-    @property
-    def left(self) -> bool:
-        """Whether the loop was left since the last step."""
-        return self._left
 
     @property
     def has_batch(self) -> bool:
@@ -205,10 +202,10 @@ class Fetches:
 
     def taken(self, *, by_loader: bool) -> Taken:
         """The step is over: return what it fetched, and begin anew."""
-        taken = Taken(self._left, self._now, self._extras, self._trials, self._site, self._serial, self._trained)
+        taken = Taken(self.left, self._now, self._extras, self._trials, self._site, self._serial, self._trained)
         if by_loader:
             self._trained = self._serial
-        self._left = False
+        self.left = False
         self._now = None
         self._trials, self._extras = [], []  # what was taken is written at the next step's start, and has its own
         return taken

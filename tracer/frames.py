@@ -191,12 +191,16 @@ def code_site(frames: list[UserFrame]) -> tuple[tuple[CodeType, int], ...]:
     return tuple((f.frame.f_code, f.frame.f_lasti) for f in frames)
 
 
-def live_locals(frame: FrameType) -> dict[str, Any]:
-    """Return the variables of a frame that its code may still read, closures included; nothing is kept alive by asking."""
+def live_locals(frame: FrameType, kind: type = object) -> dict[str, Any]:
+    """Return the variables of a frame that its code may still read, closures included; nothing is kept alive by asking.
+
+    Of one `kind` only, where it is given.
+    """
     values = frame.f_locals
+    found = values.items() if kind is object else [(k, v) for k, v in values.items() if isinstance(v, kind)]
     live = liveness.live_names(frame.f_code, frame.f_lasti)
-    cells = (*frame.f_code.co_cellvars, *frame.f_code.co_freevars)
-    result = {k: v for k, v in values.items() if (k in live or k in cells) and not k.startswith("__")}
+    cells = frame.f_code.co_cellvars + frame.f_code.co_freevars
+    result = {k: v for k, v in found if (k in live or k in cells) and not k.startswith("__")}
     _release(frame, values)
     return result
 

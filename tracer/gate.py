@@ -1,9 +1,9 @@
 """The gate between two steps of a live run: open, or held, or open for a counted number of steps. # S4.1
 
-The training thread passes it after each step, when the step's record is written; open, that costs one
-`Event.is_set()`. A run is held by its holders: a person (`HAND`), or a client that holds it as long as its connection
-lives. Without holders it goes on. Stop wins over hold. What the training thread would have to wait for is decided
-under one lock; `close`, which a signal's handler may call, waits for none.
+The training thread passes it after each step, when the step's record is written; open, that costs one look at a flag (a
+plain attribute: `Event.is_set()` would be one call more). A run is held by its holders: a person (`HAND`), or a client that
+holds it as long as its connection lives. Without holders it goes on. Stop wins over hold. What the training thread would
+have to wait for is decided under one lock; `close`, which a signal's handler may call, waits for none.
 Room: tracer. May touch: only the thread that passes.
 """
 
@@ -33,8 +33,7 @@ class Gate:
 
     def __init__(self, pause_at: int | None = None) -> None:
         """`pause_at`: hold before the first step whose number is at least this (but for the first of the session)."""
-        self._free = threading.Event()
-        self._free.set()
+        self._free = True
         self._changed = threading.Condition(threading.Lock())
         self._pause_at: float = math.inf if pause_at is None else pause_at
         self._holders: set[str] = set()
@@ -55,13 +54,13 @@ class Gate:
         Where not all of the step that is over was kept (`whole`), as nobody knew yet that the run would wait, it waits after
         the next one, which is kept.
         """
-        if self._free.is_set() and step < self._pause_at:
+        if self._free and step < self._pause_at:
             return 0.0
         return self._hold(step, whole)
 
     def will_hold(self, step: int) -> bool:
         """Whether the run will wait when `step`, the one that is open, is over."""
-        held = not self._free.is_set() or step + 1 >= self._pause_at
+        held = not self._free or step + 1 >= self._pause_at
         return held and self._budget == 0 and not self._over
 
     def _hold(self, step: int, whole: Callable[[], bool]) -> float:
@@ -76,7 +75,7 @@ class Gate:
             if step >= self._pause_at:
                 self._pause_at = math.inf
                 self._holders.add(HAND)
-                self._free.clear()
+                self._free = False
             try:
                 self._wait()
             finally:
@@ -110,12 +109,12 @@ class Gate:
         self._budget = 0
         self._put_off = False
         if not self._stopping:
-            self._free.set()
+            self._free = True
 
     def close(self) -> None:
         """The run is over: nobody is held any more. Waits for no lock, so that a signal's handler may call it."""
         self._over = True
-        self._free.set()
+        self._free = True
         if self._changed.acquire(blocking=False):
             self._changed.notify_all()
             self._changed.release()
@@ -131,7 +130,7 @@ class Gate:
             self._put_off |= exactly
             self._holders.add(holder)
             self._budget = 0
-            self._free.clear()
+            self._free = False
 
     def resume(self) -> None:
         """Let the run go, whoever holds it."""
@@ -154,7 +153,7 @@ class Gate:
         with self._changed:
             if not self._over:
                 self._stopping = True
-                self._free.clear()
+                self._free = False
                 self._changed.notify_all()
 
     def drop(self, holder: str) -> bool:

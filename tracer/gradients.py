@@ -1,10 +1,12 @@
-"""The norm of the gradients an optimizer is about to use. Room: tracer. Reads gradients; changes nothing."""
+"""The gradients an optimizer is about to use: their norm, and copies. Room: tracer. Reads gradients; changes nothing."""
 
 from __future__ import annotations
 
 import math
 
 import torch
+
+from tracer.values import tensor_bytes
 
 _SMALLEST = 1e-30
 """Below this a sum of float32 squares has lost some of them."""
@@ -32,3 +34,9 @@ def _slow_norm(optimizer: torch.optim.Optimizer) -> float:
         kind = torch.complex128 if dense.is_complex() else torch.float64
         total += float(torch.linalg.vector_norm(dense.to(kind).reshape(-1))) ** 2
     return math.sqrt(total)
+
+
+def copies(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, bytes]:
+    """Return the bytes of the gradients of those of the optimizer's parameters that `names` {id: name} has."""
+    found = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None and id(p) in names]
+    return {names[id(p)]: bytes(tensor_bytes(p.grad)) for p in found if p.grad.layout is torch.strided}

@@ -126,7 +126,7 @@ class _ForwardWatch:
         self._events, self._wanted = events, wanted
         self._here = (_Forks.count, threading.get_ident())
         self._depth = 0
-        self._hook = compiled.unseen(self._forward)
+        self._hook = self._made()
         self.stack = contextlib.ExitStack()
         self._handle = torch.nn.modules.module.register_module_forward_pre_hook(self._hook)
         self.stack.callback(self._handle.remove)
@@ -134,8 +134,18 @@ class _ForwardWatch:
         # To be warned of global hooks would say nothing to the user: this one is not there when it matters.
         _replace(self.stack, modules, "_has_any_global_hook", self._not_counted)
 
+    def _made(self) -> Callable[[torch.nn.Module, tuple[Any, ...]], None]:
+        """The hook: of a module that is not wanted it costs this one call."""
+        wanted, tell = self._wanted, compiled.unseen(self._forward)
+
+        def hook(module: torch.nn.Module, args: tuple[Any, ...]) -> None:
+            if wanted.all or id(module) in wanted.roots:
+                tell(module, args)
+
+        return compiled.passing(hook)
+
     def _forward(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        if (self._wanted.all or id(module) in self._wanted.roots) and self._listening():
+        if self._listening():
             self._events.forward(module, args, {})
 
     def _listening(self) -> bool:
@@ -221,39 +231,48 @@ def _patch_scaler(stack: contextlib.ExitStack) -> _Scaled:
 
 def _patch_backward(stack: contextlib.ExitStack, guard: _Guard, scaled: _Scaled) -> None:
     def tell(losses: Any) -> None:
-        events = None if inside[0] else guard.open()
+        events = guard.open()
         if events is not None:
             each = tuple(losses) if isinstance(losses, (list, tuple)) else (losses,)
             events.backward(scaled.true(each))
 
-    tell = compiled.unseen(tell)
-    # `Tensor.backward` calls `torch.autograd.backward`, that of a subclass itself again (`__torch_function__`): told once.
-    inside = [False]
+    telling = _Once(compiled.unseen(tell))
+    _replace(stack, torch.Tensor, "backward", telling.method)
+    _replace(stack, torch.autograd, "backward", telling.function)
 
-    def method(original: Callable) -> Callable:
+
+class _Once:
+    """`Tensor.backward` calls `torch.autograd.backward`, that of a subclass itself again (`__torch_function__`): told once."""
+
+    def __init__(self, tell: Callable[[Any], None]) -> None:
+        self._tell = tell
+        self._inside = False
+
+    def method(self, original: Callable) -> Callable:
+        once = self
+
         @functools.wraps(original)
         def backward(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-            outer, inside[0] = inside[0], True
+            outer, once._inside = once._inside, True
             try:
                 result = original(self, *args, **kwargs)
             finally:
-                inside[0] = outer
-            tell(self)
+                once._inside = outer
+            if not outer:
+                once._tell(self)
             return result
 
         return compiled.passing(backward)
 
-    def function(original: Callable) -> Callable:
+    def function(self, original: Callable) -> Callable:
         @functools.wraps(original)
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             result = original(tensors, *args, **kwargs)
-            tell(tensors)
+            if not self._inside:
+                self._tell(tensors)
             return result
 
         return compiled.passing(backward)
-
-    _replace(stack, torch.Tensor, "backward", method)
-    _replace(stack, torch.autograd, "backward", function)
 
 
 def _patch_fetch(stack: contextlib.ExitStack, guard: _Guard) -> None:

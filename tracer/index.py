@@ -365,6 +365,8 @@ def build(chain: Chain) -> Path:
 def is_fresh(chain: Chain) -> bool:
     """Whether index.duckdb says all that the sealed segments, trace.json and the addenda say."""
     path = chain.path / "index.duckdb"
+    if not path.exists():
+        return False  # else DuckDB takes its time to say so
     names = sorted(segments.name_of(key) for key in chain.sealed)
     try:
         with duckdb.connect(str(path), read_only=True) as db:
@@ -381,6 +383,7 @@ def _facts(chain: Chain) -> str:
 
 
 def _fill(db: duckdb.DuckDBPyConnection, chain: Chain) -> None:
+    db.execute("BEGIN")  # one for all: each waits for the disk
     for name, schema in tables.SCHEMAS.items():
         store(db, f"sealed_{name}", schema.empty_table())
         files = _parquet_files(chain, name)
@@ -396,6 +399,7 @@ def _fill(db: duckdb.DuckDBPyConnection, chain: Chain) -> None:
     db.execute("CREATE TABLE rewind_index (version INTEGER, segments VARCHAR, facts VARCHAR)")
     names = sorted(segments.name_of(key) for key in chain.sealed)
     db.execute("INSERT INTO rewind_index VALUES (?, ?, ?)", [VERSION, json.dumps(names), _facts(chain)])
+    db.execute("COMMIT")
     db.execute("CHECKPOINT")
 
 

@@ -105,7 +105,7 @@ class Live:
         """A step's record is written: note it, wait where asked, return the seconds waited. Raise Stopped."""
         if header["kind"] != "step":
             return 0.0
-        self.progress.stepped(header, self._run.driver())
+        self.progress.stepped(header, self._run.driver)
         seconds = self.gate.passing(int(header["step"]) + 1, whole=lambda: self._run.whole)
         if seconds:
             self._goes_on(seconds)

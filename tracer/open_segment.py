@@ -16,7 +16,7 @@ from tracer.ranges import Ranges
 from tracer.segments import Variant
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Callable, Container
     from pathlib import Path
 
     import pyarrow as pa
@@ -207,10 +207,10 @@ class OpenSegment:
             rows.append(np.frombuffer(record.read(f"capture{place}"), np.uint8))
         return np.stack(rows)
 
-    def keyframe(self, state: int) -> tuple[Any, list[int], bytes]:
-        """A keyframe: its tree, the sizes of its buffers, their bytes."""
+    def keyframe(self, state: int) -> tuple[Any, list[int], Callable[[], bytes]]:
+        """A keyframe: its tree, the sizes of its buffers, what reads their bytes."""
         record = self._tail.frames[state]
-        return record.header["tree"], record.header["buffers"], record.read("data")
+        return record.header["tree"], record.header["buffers"], lambda: record.read("data")
 
     def blob(self, digest: str) -> bytes:
         """A content-addressed blob."""

@@ -5,6 +5,7 @@ Room: tracer. May touch: reads the trace it is given.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,8 @@ class Past:
 
     def record(self, k: int) -> dict[str, Any] | None:
         """The header of step `k`; None past the last. The last one asked for is remembered."""
+        if self._record is not None and self._record[0] == k:
+            return self._record[1]
         return self._header(k) if self.trace.first_step <= k < self.trace.steps else None
 
     def _header(self, k: int) -> dict[str, Any]:
@@ -110,10 +113,20 @@ class Past:
         return self._names[key]
 
     def keyframe(self, k: int) -> tuple[dict[str, Any], Callable[[int], bytes]]:
-        """The tree of keyframe `k`, and what reads its buffers; the last one asked for is remembered."""
+        """The tree of keyframe `k`, and what reads its buffers; the last one asked for is remembered.
+
+        All of it is read: what is damaged is told before any of it is put in place.
+        """
         if self._frames is None or self._frames[0] != k:
-            self._frames = (k, *self.trace.keyframe(k))
+            tree, read = self.trace.keyframe(k)
+            with contextlib.suppress(IndexError):  # of none at all
+                read(0)
+            self._frames = (k, tree, read)
         return self._frames[1], self._frames[2]
+
+    def digest(self, k: int) -> str:
+        """The digest of the optimizers' state at keyframe `k`."""
+        return self.trace.keyframe(k)[0]["digest"]
 
     def keyframe_layout(self, k: int) -> PackedLayout:
         """How the weights of keyframe `k` are packed."""

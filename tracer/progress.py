@@ -129,11 +129,15 @@ class Progress:
             self._base, self._base_step = int(fields["current_step"]), step
         self._given.update({k: v for k, v in fields.items() if k in _GIVEN})
 
-    def stepped(self, header: Facts, driver: Any) -> None:
-        """A step is over; write where it is due. Called by the training thread, with the program's frames below."""
+    def stepped(self, header: Facts, driven_by: Callable[[], Any]) -> None:
+        """A step is over; write where it is due. Called by the training thread, with the program's frames below.
+
+        `driven_by` gives the DataLoader's iterator that drives the loop, if one does.
+        """
         self._header = header
         now = self._clock()
         if now >= self._due or self._look_again:
+            driver = driven_by()
             self._look_again = now >= self._due and driver is None
             started = self._clock()
             self._look(driver)

@@ -184,6 +184,7 @@ class StateReader:
 
     def __init__(self, registry: Registry, layout: Layout) -> None:
         self.layout = layout
+        self.names = [entry.name for entry in layout.entries]
         self._tensors = list(registry.tensors.values())
         self._pointers = [0] * len(self._tensors)
         self._views: list[memoryview] = [memoryview(b"")] * len(self._tensors)
@@ -203,18 +204,16 @@ class StateReader:
         """Whether these are the tensors of `registry`."""
         return all(a is b for a, b in zip(self._tensors, registry.tensors.values(), strict=False))
 
-    def named_hashes(self) -> dict[str, int]:
-        """Return {name: xxh3_64 of the tensor's bytes}."""
-        names = [e.name for e in self.layout.entries]
-        return dict(zip(names, self.fingerprint()[1], strict=True))
-
     def matches(self) -> bool:
         """Whether the tensors still have the sizes that the layout says, and lazy modules have made no more."""
-        return [tensor.shape for tensor in self._tensors] == self._shapes and all(map(_is_unmade, self._unmade))
+        for tensor, shape in zip(self._tensors, self._shapes, strict=True):
+            if tensor.shape != shape:
+                return False
+        return not self._unmade or all(map(_is_unmade, self._unmade))
 
     def fingerprint(self) -> tuple[str, list[int]]:
         """Return (fingerprint, hashes): xxh3_64 of each tensor's bytes, and of all of them with names, dtypes and shapes."""
-        hashes = [xxhash.xxh3_64_intdigest(view) for view in self.views()]
+        hashes = list(map(xxhash.xxh3_64_intdigest, self.views()))
         return combine(self.layout.digest, hashes), hashes
 
     def packed(self) -> list[memoryview | bytes]:

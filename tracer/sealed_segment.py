@@ -253,20 +253,19 @@ class SealedSegment:
         values = rows[(slice(None), *(slice(0, n) for n in variant.shape))]
         return np.ascontiguousarray(values).reshape(len(steps), -1).view(np.uint8)
 
-    def keyframe(self, state: int) -> tuple[Any, list[int], bytes]:
-        """A keyframe: its tree, the sizes of its buffers, their bytes."""
+    def keyframe(self, state: int) -> tuple[Any, list[int], Callable[[], bytes]]:
+        """A keyframe: its tree, the sizes of its buffers, what reads their bytes."""
         array = self._arrays.get(self._said.frames[state]["array"])
-        data = array.whole().tobytes()
         attributes = array.spec.attributes
         try:
             tree, sizes = json.loads(attributes["tree"]), attributes["buffers"]
-            if attributes["step"] != state or sum(sizes) != len(data):
+            if attributes["step"] != state or sum(sizes) != array.spec.shape[0]:
                 raise ValueError("its buffers are not of these sizes, or of another state")
         except (KeyError, TypeError, ValueError, RecursionError) as error:
             raise DamageError(
                 f"{array.path}: keyframe {state} is damaged: {error!r}", step=state, path=array.path
             ) from None
-        return tree, sizes, data
+        return tree, sizes, lambda: array.whole().tobytes()
 
     def rows_of(self) -> Iterator[tuple[str, np.ndarray]]:
         """The rows of each array that the commit says are there."""

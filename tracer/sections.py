@@ -77,9 +77,10 @@ class OpenStep:
         """The sum of what was propagated back in this step (of a closure, its first value); None if nothing scalar was."""
         if not self.losses:
             return None
+        if len(self.losses) == 1:
+            return float(self.losses[0])
         found = [float(loss) for loss in self.losses]
-        if len(found) > 1:
-            self.single = {f"loss_{i}": value for i, value in enumerate(found)}
+        self.single = {f"loss_{i}": value for i, value in enumerate(found)}
         return sum(found[1:], found[0])
 
     def scalars(self) -> dict[str, float]:
@@ -182,21 +183,21 @@ def model_inputs(args: tuple[Any, ...], caller: FrameType | None) -> list[Any]:
         return inputs
     if caller is None:
         return inputs
-    seen = {id(a) for a in args}
-    for value in frames.live_locals(caller).values():
-        plain = (
-            isinstance(value, torch.Tensor) and value.grad_fn is None and not value.requires_grad and value.dim() > 0
-        )
-        if plain and id(value) not in seen and value.shape[0] == first.shape[0]:
-            seen.add(id(value))
+    rows, known = first.shape[0], set(map(id, inputs))
+    for value in frames.live_locals(caller, torch.Tensor).values():
+        plain = value.grad_fn is None and not value.requires_grad and value.dim() > 0
+        if plain and value.shape[0] == rows and id(value) not in known:
+            known.add(id(value))
             inputs.append(value)
     return inputs
 
 
 def input_size(inputs: list[Any]) -> int | None:
     """The number of samples that a model was given: a vector of numbers is one sample."""
-    for first in inputs:
+    for i, first in enumerate(inputs):
         if isinstance(first, torch.Tensor):
+            if first.dim() > 1 and i == 0:
+                return first.shape[0]
             return batch_size(inputs) if first.dim() > 1 or not first.is_floating_point() else 1
     return batch_size(inputs)
 

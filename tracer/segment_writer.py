@@ -305,7 +305,8 @@ class SegmentWriter:
         self._frames[state] = facts
 
     def _put_keyframe(self, state: int, arrays: Arrays) -> tuple[dict[str, Any], ZarrArray]:
-        tree, sizes, data = self.segment.keyframe(state)
+        tree, sizes, read = self.segment.keyframe(state)
+        data = read()
         name = f"keyframes/{self.segment.session}-{state}"
         attributes = {"tree": json.dumps(tree), "buffers": sizes, "step": state}
         array = arrays.create(name, names.keyframe_spec(len(data), attributes))

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from tracer import files, frames, hooks, hyperparameters, keyframe, registry, values, walk
+from tracer import files, frames, hooks, hyperparameters, keyframe, registry, walk
 from tracer.ahead import Ahead
 from tracer.batches import BatchEncoder
 from tracer.boundary import Boundary
 from tracer.errors import UsageError
 from tracer.fetches import Fetches
-from tracer.gradients import grad_norm
+from tracer.gradients import copies, grad_norm
 from tracer.journal import Journal
 from tracer.making import Making
 from tracer.optimizers import Optimizers
@@ -169,12 +169,14 @@ class StepRecorder:
 
     def backward(self, losses: tuple[Any, ...]) -> None:
         """Keep the loss; of a closure that runs several times, its first evaluation."""
-        self._flush()
+        if self._pending is not None or self._unpassed is not None:
+            self._flush()
         self._now.note_losses(losses, in_optimizer=self.boundary.in_optimizer)
 
     def optimizer_pre(self, optimizer: torch.optim.Optimizer) -> None:
         """Gradients are final and hyperparameters in force: note both."""
-        self._flush()
+        if self._pending is not None or self._unpassed is not None:
+            self._flush()
         if optimizer not in self._optimizers:
             self._meet(optimizer)
         if self.changes:
@@ -205,11 +207,8 @@ class StepRecorder:
             self._look(frames.user_frames(sys._getframe(2)), midway=True)
 
     def _keep_grads(self, optimizer: torch.optim.Optimizer) -> None:
-        names = self._registry.name_of() if self._registry else {}
-        for group in optimizer.param_groups:
-            for param in group["params"]:
-                if param.grad is not None and id(param) in names and param.grad.layout is torch.strided:
-                    self._now.grads[names[id(param)]] = bytes(values.tensor_bytes(param.grad))
+        if self._registry is not None:
+            self._now.grads |= copies(optimizer, self._registry.name_of())
 
     def optimizer_post(self, optimizer: torch.optim.Optimizer) -> None:
         """A closure made the gradients while the optimizer stepped: they are final now."""
@@ -342,7 +341,7 @@ class StepRecorder:
         if interrupted:
             return
         self.step += 1
-        self._pace.stepped(passed.duration)
+        self._pace.stepped(passed.header["duration"])
         self._now = OpenStep()
         if mode == "optimizer":
             self._begin_optimizer_step()
@@ -369,24 +368,26 @@ class StepRecorder:
             if self._fetches.left:
                 self.writing.emission.epoch(now.epoch, self.step)
             epoch, index, kept = self.writing.emission.offer(self.step, size)
-        passed = Passed(
-            step=self.step,
-            session=self._session,
-            mode=mode,
-            interrupted=interrupted,
-            kept=kept,
-            batch_index=index,
-            size=size,
-            loss=now.loss(),
-            time=time.time(),
-            duration=time.perf_counter() - now.started,
-            fingerprint=self._state[0],
-            hashes=self._state[1],
-            layout=self._reader.layout,
-            now=now,
-            fetched=self._fetches.taken(by_loader=mode == "loader"),
-            epoch=epoch,
-        )
+        header = {
+            "kind": "unfinished" if interrupted else "step",
+            "step": self.step,
+            "session": self._session,
+            "mode": mode,
+            "kept": kept,
+            "epoch": epoch,
+            "batch_index": index,
+            "batch_size": size,
+            "loss": now.loss(),
+            "lr": now.lr,
+            "grad_norm": now.norm(),
+            "time": time.time(),
+            "duration": time.perf_counter() - now.started,
+            "fingerprint": self._state[0],
+            "layout": self._reader.layout.id,
+            "hashes": self._state[1],
+            "rng_hash": now.rng_hash,
+        }
+        passed = Passed(header, now, self._fetches.taken(by_loader=mode == "loader"), self._reader.layout)
         now.losses = []  # Their values are known: no tensor of the program is kept alive.
         heavy = kept and bool(self._options.weights or self._grads) and not self.writing.light(self.step)
         if heavy and self._options.weights:
@@ -398,8 +399,10 @@ class StepRecorder:
         return passed
 
     def _write_keyframe(self, now: OpenStep) -> None:
+        new = self._fetches.new_samples()
+        if new:
+            self.writing.samples(new)
         frame, now.keyframe = now.keyframe, None
-        self.writing.samples(self._fetches.new_samples())
         if frame is not None:
             if now.keyframe_can_wait and frame.nbytes >= LARGE_KEYFRAME:
                 self.writing.keyframe_later(self.step, frame, functools.partial(self._wrote, frame.nbytes))
@@ -420,7 +423,7 @@ class StepRecorder:
         """What is to be said of the step that is over has been said: write its record; here the run may be held."""
         passed, self._pending = self._pending, None
         if passed is not None:
-            if passed.mode == "optimizer":
+            if passed.header["mode"] == "optimizer":
                 # What was said after the optimizer's step, before the next forward pass, is about the step just done.
                 self._now.give_said(passed.now)
             header, sections = passed.record()
@@ -432,7 +435,7 @@ class StepRecorder:
             self._wanted.all = not self._wanted.roots
             if self.live is not None:
                 self._now.started += self.live.stepped(header)
-            if self._will_hold and self._now is not self.finished:
+            if self._now is not self.finished and self._will_hold:
                 self._now.watch_all(self.tensors)
             self.finished = None
 

@@ -19,7 +19,7 @@ from tracer.errors import DamageError, MissingDataError, NameUnknownError
 if TYPE_CHECKING:
     from tracer.packing import Entry, PackedLayout
 
-Rows = Callable[[str, np.ndarray], bytes]
+Rows = Callable[[str, np.ndarray], memoryview]
 """(pool, ids) -> the bytes of those samples, one after the other."""
 
 
@@ -27,10 +27,10 @@ class State(Mapping[str, torch.Tensor]):
     """The tensors of one state, by the names of `state_dict()`; they own their memory."""
 
     def __init__(self, step: int, fingerprint: str | None, tensors: Mapping[str, torch.Tensor]) -> None:
-        """`fingerprint`: 16 hex digits; None where it is not known."""
+        """`fingerprint`: 16 hex digits; None where it is not known. `tensors` are its own from now on."""
         self.step = step
         self.fingerprint = fingerprint
-        self._tensors = dict(tensors)
+        self._tensors = tensors
 
     def __getitem__(self, name: str) -> torch.Tensor:
         try:
@@ -52,6 +52,29 @@ class State(Mapping[str, torch.Tensor]):
         return f"State(step={self.step}, fingerprint={self.fingerprint}, {len(self)} tensors)"
 
 
+class Copies(Mapping[str, torch.Tensor]):
+    """The tensors of a packed state, each copied from there when it is first asked for."""
+
+    def __init__(self, layout: PackedLayout, packed: bytes) -> None:
+        """`layout` says how `packed` is."""
+        self._entries = {entry.name: entry for entry in layout.entries}
+        self._packed = packed
+        self._copied: dict[str, torch.Tensor] = {}
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._copied:
+            entry = self._entries[name]
+            part = np.frombuffer(self._packed, np.uint8, entry.nbytes, entry.offset).copy()
+            self._copied[name] = _shaped(torch.from_numpy(part), entry)
+        return self._copied[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
 def unpack(layout: PackedLayout, words: np.ndarray, *, only_params: bool = False) -> dict[str, torch.Tensor]:
     """Return the tensors of a packed state: they share `words`, or one copy of it where it cannot be written."""
     whole = torch.from_numpy((words if words.flags.writeable else words.copy()).view(np.uint8))
@@ -59,13 +82,16 @@ def unpack(layout: PackedLayout, words: np.ndarray, *, only_params: bool = False
 
 
 def _tensor(whole: torch.Tensor, entry: Entry) -> torch.Tensor:
-    dtype = values._dtype(entry.dtype)
-    if not entry.nbytes:
-        return torch.empty(entry.shape, dtype=dtype)
     data = whole[entry.offset : entry.offset + entry.nbytes]
-    if entry.offset % dtype.itemsize:
+    if entry.offset % values._dtype(entry.dtype).itemsize:
         data = data.clone()  # complex128 may lie at a multiple of 8
-    return data.view(dtype).reshape(entry.shape)
+    return _shaped(data, entry)
+
+
+def _shaped(data: torch.Tensor, entry: Entry) -> torch.Tensor:
+    """The tensor of `entry` whose bytes are `data`."""
+    dtype = values._dtype(entry.dtype)
+    return data.view(dtype).reshape(entry.shape) if entry.nbytes else torch.empty(entry.shape, dtype=dtype)
 
 
 def array(data: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -96,7 +122,7 @@ def batch(
     Named tuples take their types from `template`, a batch of the same structure, where there is one. Raise MissingDataError
     where only how it was made is stored. `leaves`: for a program that runs, tensors that needed gradients do so again.
     """
-    buffers: list[bytes] = list(inline)
+    buffers: list[bytes | memoryview] = list(inline)
 
     def resolve(part: Any) -> Any:
         if isinstance(part, list):

@@ -34,7 +34,7 @@ import xxhash
 from tracer.errors import DamageError, NotATraceError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 MAGIC = b"REWINDT1"
 _PREFIX = struct.Struct("<IQIQ")
@@ -50,7 +50,22 @@ _LAST = b',"sections":['
 _SECTIONS = re.compile(rb',"sections":\[(?:\["[\w.]+",\d+,(?:null|"\w+")\],?)*\]\}\Z')
 """How it ends: the last brace closes the header, so these are its own sections."""
 _NAMES = re.compile(r'\["([\w.]+)"')
-_encode = json.JSONEncoder(separators=(",", ":"), check_circular=False, ensure_ascii=False).encode
+
+
+def _encoder() -> Callable[[Any], str]:
+    """What turns headers into JSON, made once: `JSONEncoder.encode` makes the C encoder anew at every call."""
+    plain = json.JSONEncoder(separators=(",", ":"), check_circular=False, ensure_ascii=False)
+    try:
+        inner = json.encoder.c_make_encoder(  # type: ignore[attr-defined]
+            None, plain.default, json.encoder.encode_basestring, None, ":", ",", False, False, True
+        )
+        "".join(inner({}, 0))
+    except (AttributeError, TypeError):
+        return plain.encode  # another Python has another one, or none
+    return lambda header: "".join(inner(header, 0))
+
+
+_encode = _encoder()
 
 Buffer = bytes | bytearray | memoryview
 
@@ -184,8 +199,9 @@ class TailWriter:
         lengths = _LENGTHS.pack(len(head), total)
         prefix = lengths + _SUMS.pack(_sum_of(lengths), xxhash.xxh3_64_intdigest(head))
         buffers[:2] = prefix, head
-        self._write(buffers, len(prefix) + len(head) + total)
-        return len(prefix) + len(head) + total
+        total += len(prefix) + len(head)
+        self._write(buffers, total)
+        return total
 
     def _write(self, buffers: list[Buffer], expected: int) -> None:
         if self._torn:
@@ -254,6 +270,8 @@ def _write_all(fd: int, view: memoryview) -> None:
 
 def checksum(buffers: Sequence[Buffer]) -> str:
     """xxh3_64 of the buffers one after the other, in hex."""
+    if len(buffers) == 1:
+        return xxhash.xxh3_64_hexdigest(buffers[0])
     digest = xxhash.xxh3_64()
     for buffer in buffers:
         digest.update(buffer)

@@ -5,6 +5,7 @@ Room: tracer. May touch: reads the trace it is given; nothing in it is executed 
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from functools import cached_property
@@ -277,9 +278,13 @@ class Trace:
         inline = stored.split(self.piece(k, f"{prefix}inline"), sizes) if sizes else []
         return stored.batch(node, inline, lambda j: self.piece(k, f"{prefix}ids{j}"), self._samples.rows)
 
-    def samples(self, pool: str, ids: Iterable[int]) -> bytes:
-        """The bytes of samples of `pool`, one after the other. Raise MissingDataError."""
-        return self._samples.rows(pool, np.asarray(list(ids), np.uint32))
+    def hold_samples(self) -> None:
+        """Keep the samples that are read in memory: for who reads batch after batch, as a replay does."""
+        self._samples = Samples(self._chain, at_hand=True)
+
+    def samples(self, pool: str, ids: np.ndarray) -> memoryview:
+        """The bytes of the samples `ids` (uint32) of `pool`, one after the other. Raise MissingDataError."""
+        return self._samples.rows(pool, ids)
 
     @property
     def sample_counts(self) -> dict[str, int]:
@@ -298,12 +303,13 @@ class Trace:
     # -- keyframes -----------------------------------------------------------------------------------------------------
 
     def keyframe(self, k: int) -> tuple[Any, Callable[[int], bytes]]:
-        """The keyframe of state `k`: (tree, read), `read(i)` giving buffer i. Raise MissingDataError."""
+        """The keyframe of state `k`: (tree, read), `read(i)` giving buffer i. Raise MissingDataError, DamageError; so may `read`."""
         segment = self._chain.with_keyframe(k)
         if segment is None:
             raise MissingDataError(f"{self.path}: there is no keyframe of state {k}", step=k)
         tree, sizes, data = segment.keyframe(k)
-        return tree, stored.split(data, sizes).__getitem__
+        parts = functools.cache(lambda: stored.split(data(), sizes))  # many ask for the tree alone
+        return tree, lambda i: parts()[i]
 
     def keyframe_at_or_before(self, k: int) -> int | None:
         """The nearest keyframe of the same session from which state `k` can be re-executed; None if there is none."""

@@ -36,8 +36,8 @@ import pathlib
 import struct
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -58,14 +58,13 @@ _QUIET_NAN = struct.pack("<d", float("nan"))
 _SEQUENCES: dict[str, Callable[[list[Any]], Any]] = {"tuple": tuple, "set": set, "frozenset": frozenset, "list": list}
 
 
-@dataclass(frozen=True)
-class _Sink:
+class _Sink(NamedTuple):
     buffers: list[bytes | memoryview]
     opaque: list[str] | None
     leaf: Leaf | None
     rows: bool
     objects: bool
-    inside: set[int] = field(default_factory=set)
+    inside: frozenset[int] = frozenset()
     """The objects that are being taken apart: one that is in itself is opaque."""
 
 
@@ -197,7 +196,7 @@ def _encode_object(value: Any, sink: _Sink) -> Json:
     found = objects.fields(value)
     if not found or id(value) in sink.inside:
         return None
-    known, inner = len(sink.buffers), replace(sink, opaque=[], inside={*sink.inside, id(value)})
+    known, inner = len(sink.buffers), sink._replace(opaque=[], inside=sink.inside | {id(value)})
     node = {"$": "object", "type": columns.type_name(type(value))}
     node["v"] = [[name, _encode(item, inner)] for name, item in found.items()]
     if inner.opaque:

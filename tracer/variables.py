@@ -19,7 +19,7 @@ from collections import deque
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from tracer import environment, frames, origin
+from tracer import frames, origin, shell
 from tracer.segments import proven, with_sum
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Lookups:
         """Nothing is written before `write`."""
         self._trace, self._session = trace, session
         self._before = dict(os.environ)
-        self._known = set(environment.snapshot()["env"]) | _OF_THE_SHELL
+        self._known = set(shell.snapshot()) | _OF_THE_SHELL
         self._pid = os.getpid()
         self._iterated = threading.local()
         self._set: set[str] = set()
@@ -97,6 +97,8 @@ class Lookups:
 
     def asked(self, name: str) -> None:
         """A variable is looked up, whether it is set or not."""
+        if (name in self._known or name in self._set) and getattr(self._iterated, "names", None) is None:
+            return  # Some libraries ask at every step.
         if os.getpid() != self._pid or self._copied(name):
             return
         if name not in self._known and name not in self._set and not name.startswith(_OURS):
@@ -167,8 +169,10 @@ def watched(lookups: Lookups) -> Iterator[None]:
 def _telling(original: Callable[..., Any], tell: Callable[[str], None]) -> Callable[..., Any]:
     def act(self: Any, key: Any, *value: Any) -> Any:
         if self is os.environ and isinstance(key, str):
-            with contextlib.suppress(Exception):  # nothing that goes wrong in keeping it reaches the program
+            try:  # noqa: SIM105  some libraries ask at every step
                 tell(key)
+            except Exception:  # noqa: BLE001  nothing that goes wrong in keeping it reaches the program
+                pass
         return original(self, key, *value)
 
     return act

@@ -47,7 +47,6 @@ _SKIPPED = (type, types.ModuleType, types.BuiltinFunctionType, types.CodeType, p
 _WRAPPERS = (zip, map, filter, reversed)
 _MODULE_INTERNALS = frozenset(torch.nn.Module().__dict__)
 _LOWEST_ID, _HIGHEST_ID = 1 << 44, 1 << 47
-_OPTIMIZER_INTERNALS = frozenset(torch.optim.SGD([torch.zeros(1)], lr=0.1).__dict__) | {"step", "zero_grad"}
 _LOADER_INTERNALS = frozenset(torch.utils.data.DataLoader([0]).__dict__) | {"_iterator"}
 
 
@@ -318,7 +317,13 @@ def _visit_optimizer(state: _Walk, path: str, value: Any, put: Any, depth: int) 
     """One of a kind of its own may count, keep tensors, or have another inside that does the work."""
     state.add(Slot(path, "optimizer", value))
     if frames.is_followed(_file_of(type(value))):
-        _visit_attributes(state, path, value, depth, _OPTIMIZER_INTERNALS)
+        _visit_attributes(state, path, value, depth, _optimizer_internals())
+
+
+@functools.cache
+def _optimizer_internals() -> frozenset[str]:
+    """What every optimizer has; made when it is asked for, as the first optimizer of a process loads dynamo: a second and more."""
+    return frozenset(torch.optim.SGD([torch.zeros(1)], lr=0.1).__dict__) | {"step", "zero_grad"}
 
 
 def _visit_generator_object(state: _Walk, path: str, value: Any, put: Any, depth: int) -> None:

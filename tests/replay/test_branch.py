@@ -151,3 +151,44 @@ def test_where_a_branch_cannot_be_recorded_nothing_stays_in_this_process(tmp_pat
     assert (tmp_path / "b").exists() == kept
     if kept:
         assert_same(tmp_path / "t", tmp_path / "b", range(2, 5))
+
+
+class Settings:
+    broken = False
+
+
+def with_a_fuse():
+    torch.manual_seed(0)
+    model, settings = torch.nn.Linear(4, 1), Settings()
+    settings.broken = False
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    for _ in range(6):
+        x = torch.randn(8, 4)
+        if settings.broken:
+            raise RuntimeError("the fuse has blown")
+        loss = model(x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        tracer.capture("x/mean", x.mean(0))
+
+
+def test_one_that_makes_no_step_says_so(tmp_path):
+    with tracer.record(tmp_path / "t"):
+        with_a_fuse()
+    with pytest.raises(UsageError, match=r"at state 2 made no step.*the fuse has blown"):
+        branch(tmp_path / "t", tmp_path / "b", at=2, program=with_a_fuse, set={"settings.broken": True})
+    assert not (tmp_path / "b").exists()
+
+
+def test_one_whose_captures_cannot_be_kept_is_none(tmp_path, monkeypatch):
+    with tracer.record(tmp_path / "t"):
+        with_a_fuse()
+
+    def failing(self, *args):
+        raise ZeroDivisionError("injected")
+
+    monkeypatch.setattr(StepRecorder, "capture", failing)
+    with pytest.raises(UsageError, match="recording it failed: ZeroDivisionError: injected"):
+        branch(tmp_path / "t", tmp_path / "b", at=2, program=with_a_fuse)
+    assert not (tmp_path / "b").exists()

@@ -80,7 +80,7 @@ def recorded(path, loop, each):
 
 
 # Of each loop: the most calls of functions of ours in one step, on average.
-CALLS = {by_hand: 160, by_loader: 165}
+CALLS = {by_hand: 126, by_loader: 142}
 
 
 @pytest.fixture

@@ -168,7 +168,7 @@ def test_unknown_fields_are_told_of_and_left(tmp_path, caplog):  # S3.2
 def test_nan_is_kept_and_the_file_is_json(tmp_path):  # S1.2
     progress = Progress(tmp_path)
     header = {"step": 0, "mode": "loader", "batch_index": 0, "epoch": 0, "loss": math.nan, "lr": math.inf}
-    progress.stepped(header, None)
+    progress.stepped(header, lambda: None)
     json.loads((tmp_path / "status.json").read_bytes(), parse_constant=pytest.fail)
     facts = read_progress(tmp_path, ())
     assert math.isnan(facts["loss"])
@@ -183,7 +183,7 @@ def test_at_most_two_writes_a_second(tmp_path, monkeypatch):
     driver = []
     for step in range(1000):
         now[0] = step / 100
-        progress.stepped({"step": step, "mode": "loader", "batch_index": step}, driver)
+        progress.stepped({"step": step, "mode": "loader", "batch_index": step}, lambda: driver)
     assert len(writes) == 20
 
 
