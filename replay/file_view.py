@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _CHANGING = "wdkm"
 _SLACK = 0.05
-_REAL_LSTAT, _REAL_LISTDIR = os.lstat, os.listdir
+_REAL_LSTAT, _REAL_STAT, _REAL_LISTDIR = os.lstat, os.stat, os.listdir
 
 
 class FileView:
@@ -156,7 +156,7 @@ class FileView:
             return True
         said = next((event[3] for _, event in events if event[0] == "s"), None)
         if all(event[0] == "s" for _, event in events):
-            return facts == said
+            return _facts(full, follow=True) == said  # What is read through a link is what the link leads to.
         if not self._complete or any(number >= self.position and event[0] in _CHANGING for number, event in events):
             return False
         return facts is not None and facts == self._last.get(full)
@@ -227,15 +227,15 @@ def _above(full: str) -> list[str]:
     return found
 
 
-def _stat(path: str) -> os.stat_result | None:
+def _stat(path: str, *, follow: bool = False) -> os.stat_result | None:
     try:
-        return _REAL_LSTAT(path)
+        return (_REAL_STAT if follow else _REAL_LSTAT)(path)
     except (OSError, ValueError):
         return None
 
 
-def _facts(path: str) -> list[int] | None:
-    found = _stat(path)
+def _facts(path: str, *, follow: bool = False) -> list[int] | None:
+    found = _stat(path, follow=follow)
     return None if found is None else [found.st_size, found.st_mtime_ns]
 
 

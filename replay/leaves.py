@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from tracer.values import tensor_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -39,4 +41,4 @@ def same_values(p: Any, q: Any) -> bool:
 
 def bits(tensor: torch.Tensor) -> bytes:
     """The bytes of a tensor, row by row."""
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+    return bytes(tensor_bytes(tensor))

@@ -298,7 +298,7 @@ class Session:
             return message
         self._stop()
         if attempt >= 3:
-            raise _failure(message, way.k)
+            raise _failure(message, way.k, _in_a_thread(self.trace, way.k))
         again = plan(way.k, self._keyframes(), self._spans)
         return self._go(again, attempt + 1)
 
@@ -315,7 +315,7 @@ class Session:
             if "error" not in message:
                 return message
             self._stop()
-        raise _failure(message, k)
+        raise _failure(message, k, _in_a_thread(self.trace, k))
 
     # -- the engine ----------------------------------------------------------------------------------------------------
 
@@ -334,7 +334,7 @@ class Session:
         except (EOFError, BrokenPipeError, ConnectionResetError):
             reply, parts = {"error": "died", "detail": self._engine.last_words()}, []
         if raises and "error" in reply:
-            raise _failure(reply, self.position)
+            raise _failure(reply, self.position, _in_a_thread(self.trace, self.position))
         return reply, parts
 
     def _stop(self) -> None:
@@ -373,7 +373,8 @@ def _differs(past: Past, path: str) -> bool:
         return True
 
 
-def _failure(message: Message, k: int) -> ReplayError:
+def _failure(message: Message, k: int, elsewhere: str = "") -> ReplayError:
+    """`elsewhere`: what is known of where the step ran."""
     detail = str(message.get("detail", "")).strip()
     if message["error"] == "raised":
         return ProgramFailedError(f"the program raised on its way to step {k}: {detail}", step=k)
@@ -381,4 +382,15 @@ def _failure(message: Message, k: int) -> ReplayError:
         return ProgramFailedError(f"the program's process died on its way to step {k}: {detail}", step=k)
     if message["error"] == "restart":
         return ReplayError(f"state {k} could not be put in place: {message['problems'][0]}", step=k)
-    return UnreachableStepError(f"the program never came to the place of step {k} ({detail})", step=k)
+    return UnreachableStepError(f"the program never came to the place of step {k} ({detail}{elsewhere})", step=k)
+
+
+def _in_a_thread(trace: Trace, k: int) -> str:
+    """Said of a step whose stack did not begin with the script: only the program's main thread is followed by a replay."""
+    frames = [trace.keyframe_at_or_before(k), *trace.keyframes[:1]]
+    frame = next((f for f in frames if f is not None), None)
+    site = trace.keyframe(frame)[0]["site"][0] if frame is not None else []
+    alone = trace.manifest.program.kind != "block" and len(site) > 1 and site[1] != "<module>"
+    return (
+        f"; it was trained in {site[1]}, a thread of its own: a replay follows the main thread alone" if alone else ""
+    )

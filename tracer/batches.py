@@ -139,7 +139,8 @@ class BatchEncoder:
             form.pool.nbytes += len(fresh) * len(fresh[0])
             self.whole += len(fresh) * len(fresh[0])
         ids.append(struct.pack(f"<{len(numbers)}I", *numbers))
-        return {"$": "rows", "pool": form.name, "i": len(ids) - 1, "shape": list(value.shape), "as": form.kind}
+        node = {"$": "rows", "pool": form.name, "i": len(ids) - 1, "shape": list(value.shape), "as": form.kind}
+        return {**node, **values.beside(value)}
 
     def _form(self, value: Any) -> _Form:
         tensor = isinstance(value, torch.Tensor)
@@ -222,18 +223,22 @@ def _rows(value: Any) -> np.ndarray | None:
 def _tensor_rows(value: torch.Tensor) -> np.ndarray | None:
     if value.dtype in _PLAIN:
         try:
-            array = value.detach().numpy()
-        except (TypeError, RuntimeError):
+            array = np.from_dlpack(value.detach())
+        except (TypeError, RuntimeError, BufferError):
             pass  # It lies elsewhere, is sparse, or stands for the conjugate or negative of what lies there.
         else:
             if array.ndim < 2 or not array.size or array.nbytes < ROW_BYTES * len(array):
                 return None
-            return array if array.ndim == 2 else array.reshape(len(array), -1)
+            return array if array.ndim == 2 and array.flags.c_contiguous else _in_order(array)
     if value.layout is not torch.strided or value.is_quantized or value.dim() < 2 or not value.numel():
         return None
     if value.element_size() * value.numel() < ROW_BYTES * value.shape[0]:
         return None
     return np.frombuffer(values.tensor_bytes(value), dtype=np.uint8).reshape(value.shape[0], -1)
+
+
+def _in_order(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array).reshape(len(array), -1)
 
 
 def batch_size(batch: Any) -> int | None:

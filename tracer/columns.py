@@ -3,7 +3,8 @@
 `of` turns a list into a column, a JSON object with `c`, its kind; what stands under `v` as a tensor or array (marked *) is
 encoded by `values`:
 
-    {"c": "tensors", "v": *}                 one tensor, stacked along a new first dimension; "arrays" likewise
+    {"c": "tensors", "v": *}                 one tensor, stacked along a new first dimension; "arrays" likewise; "strides" of
+                                             each where they do not lie in C order
     {"c": "ints" | "floats" | "bools" | "scalars", "v": *}   Python numbers; NumPy scalars
     {"c": "texts", "v": [..]}   {"c": "none"}                strings; None
     {"c": "tuples" | "lists" | "named", "v": [column, ..]}   all of one length: a column per place; "named" has "type"
@@ -22,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from tracer import strides
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -91,14 +94,16 @@ def _mixed(items: Sequence[Any], keys: list[Any], kinds: list[Any]) -> Column | 
 def _tensors(items: Sequence[torch.Tensor]) -> Column | None:
     if any(t.layout is not torch.strided or t.requires_grad or t.is_quantized or t.is_nested for t in items):
         return None
-    keys = [(t.dtype, t.shape, t.device) for t in items]
+    lying = [strides.of_tensor(t) for t in items]
+    keys = [(t.dtype, t.shape, t.device, s and tuple(s)) for t, s in zip(items, lying, strict=True)]
     kinds = list(dict.fromkeys(keys))
     if len(kinds) > 1:
         return _mixed(items, keys, kinds)
     if kinds[0][2].type == "meta":
         return None
     with torch.no_grad():
-        return {"c": "tensors", "v": torch.stack(list(items))}
+        stacked = {"c": "tensors", "v": torch.stack(list(items))}
+    return stacked if lying[0] is None else {**stacked, "strides": lying[0]}
 
 
 def _arrays(items: Sequence[np.ndarray]) -> Column | None:
@@ -207,7 +212,9 @@ def _items_of(column: Column, count: int, types: Callable[[str], type | None]) -
 
 
 _LEAVES: dict[str, Callable[[Column, int], list[Any]]] = {
-    "tensors": lambda column, count: [row.clone() for row in column["v"].unbind(0)],
+    "tensors": lambda column, count: [
+        strides.laid_tensor(row.clone(), column.get("strides")) for row in column["v"].unbind(0)
+    ],
     "arrays": lambda column, count: [row.copy() for row in column["v"].reshape(count, *column["v"].shape[1:])],
     "scalars": lambda column, count: list(column["v"]),
     "ints": lambda column, count: column["v"].tolist(),

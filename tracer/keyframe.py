@@ -6,15 +6,15 @@ Room: tracer. `capture` reads the program; `restore` changes it.
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import xxhash
 
-from tracer import columns, iterators, rng, values
+from tracer import columns, iterators, kinds, rng, shared, strides, values
+from tracer.constants import CONSTANT_FROM, LARGEST, Constants, is_large
 from tracer.errors import DamageError, MissingDataError
 
 if TYPE_CHECKING:
@@ -23,52 +23,6 @@ if TYPE_CHECKING:
     from tracer.packing import PackedLayout
     from tracer.registry import Registry, StateReader
     from tracer.walk import Slot
-
-CONSTANT_FROM = 64 << 10
-"""Tensors and arrays of the program's own from this many bytes are stored only if they changed since the session's start."""
-LARGEST = 256 << 20
-
-
-@dataclass
-class Constants:
-    """The large values of the program (data sets, mostly) by path: their hash at the session's first keyframe.
-
-    What appears later is stored: a program that has just started does not have it.
-    """
-
-    first: dict[str, str] = field(default_factory=dict)
-    known: bool = False
-    _versions: dict[str, tuple[int, int, str]] = field(default_factory=dict)
-
-    def has(self, path: str, digest: str) -> bool:
-        """Whether the value at `path` is as it was when the session's first keyframe was taken: this one, if there is none yet."""
-        if not self.known:
-            self.first[path] = digest
-        return self.first.get(path) == digest
-
-    def digest(self, path: str, value: Any) -> str:
-        """Return the 128-bit hash of a large tensor or array, remembered while torch says that it was not written to."""
-        if isinstance(value, np.memmap) and not value.flags.writeable and value.filename is not None:
-            return self._of_file(path, value)
-        if isinstance(value, np.ndarray):
-            return xxhash.xxh3_128_hexdigest(np.ascontiguousarray(value).reshape(-1).view(np.uint8))
-        version = (id(value), -1 if value.is_inference() else value._version)
-        known = self._versions.get(path)
-        if known is None or known[:2] != version or value.is_inference():
-            known = (*version, xxhash.xxh3_128_hexdigest(values.tensor_bytes(value)))
-            self._versions[path] = known
-        return known[2]
-
-    def _of_file(self, path: str, value: np.memmap) -> str:
-        """Return the hash of a file that can be read only: read once; of a very large one its size and time say enough."""
-        facts = os.stat(value.filename)
-        known = self._versions.get(path)
-        if known is None or known[:2] != (id(value), facts.st_mtime_ns):
-            about = f"{facts.st_size} {facts.st_mtime_ns} {value.offset} {value.shape} {value.dtype.str}".encode()
-            data = about if value.nbytes > LARGEST else np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-            known = (id(value), facts.st_mtime_ns, xxhash.xxh3_128_hexdigest(data))
-            self._versions[path] = known
-        return known[2]
 
 
 @dataclass(frozen=True)
@@ -86,42 +40,65 @@ class Keyframe:
         return sum(map(len, self.buffers))
 
 
-def is_large(value: Any) -> bool:
-    """Whether `value` is a tensor or array that is stored only if it changes."""
-    if isinstance(value, torch.Tensor):
-        return values.refusal(value) is None and value.numel() * value.element_size() >= CONSTANT_FROM
-    return isinstance(value, np.ndarray) and value.nbytes >= CONSTANT_FROM and not value.dtype.hasobject
-
-
 def capture(slots: list[Slot], registry: Registry, reader: StateReader, constants: Constants) -> Keyframe:
     """Return the state of the program whose walk gave `slots`."""
     buffers: list[bytes | memoryview] = [b"".join(reader.packed())]
     holes = [f"{name} ({why})" for name, why in registry.left_out.items()]
     opaque: list[str] = []
     nodes = []
+    common = _capture_shared(slots, registry, buffers, opaque, constants)
     for slot in slots:
-        node = _capture_safely(slot, buffers, opaque, constants)
+        node = _capture_safely(slot, buffers, opaque, constants, common)
         if slot.kind == "opaque" or (slot.kind == "iterator" and node is None):
             holes.append(f"{slot.path} ({type(slot.value).__module__}.{type(slot.value).__qualname__})")
         elif node is not None or (slot.kind == "value" and slot.value is None):
-            nodes.append([slot.path, slot.kind, node])
+            nodes.append([slot.path, slot.kind, node, *([kinds.name(slot.value)] if slot.kind == "stateful" else ())])
     constants.known = True
     tree = {
-        "layout": reader.layout.header(),
+        "layout": {**reader.layout.header(), "options": kinds.options(registry)},
         "state": {"b": 0},
-        "grads": _capture_grads(registry, buffers, opaque),
+        "grads": _capture_grads(registry, buffers, opaque, common),
         "frozen": sorted(name for name in registry.params if not registry.tensors[name].requires_grad),
         "training": [[path, [m.training for m in module.modules()]] for path, module in registry.modules.items()],
+        "classes": {path: kinds.classes(module) for path, module in registry.modules.items()},
         "optimizers": _capture_optimizers(registry, buffers, opaque),
+        "shared": common.tree,
         "slots": nodes,
         "rng": values.encode(rng.capture_state(), buffers),
-        "holes": holes + opaque,
+        "holes": holes + opaque + _graphs(slots),
         "placeable": all(iterators.position(slot.value) is not None for slot in slots if slot.kind == "iterator"),
     }
     # Copied: a keyframe is written when its step is over, and the step changes what it starts from.
     buffers = [bytes(b) for b in buffers]
     tree["digest"] = _digest(tree["optimizers"], buffers)
     return Keyframe(tree, buffers, tree["digest"], holes + opaque)
+
+
+def _capture_shared(
+    slots: list[Slot],
+    registry: Registry,
+    buffers: list[bytes | memoryview],
+    opaque: list[str],
+    constants: Constants,
+) -> shared.Shared:
+    known = len(buffers)
+    try:
+        return shared.capture(slots, registry, buffers, constants)
+    except Exception as error:  # noqa: BLE001  whatever a tensor of a library's own kind raises where its memory is asked for
+        del buffers[known:]
+        opaque.append(f"which variables share memory ({type(error).__name__}: {error})")
+        return shared.Shared()
+
+
+def _graphs(slots: list[Slot]) -> list[str]:
+    """Variables with a graph behind them: a backward pass that starts from one, in a later step, needs what was before."""
+    found = [(slot.path, tensor) for slot in slots if slot.kind == "value" for tensor in _few_tensors(slot.value)]
+    return [f"{path} (it has a graph of earlier computations behind it)" for path, t in found if t.grad_fn is not None]
+
+
+def _few_tensors(value: Any) -> list[torch.Tensor]:
+    items = value if isinstance(value, (list, tuple)) else (value,)
+    return [item for item in items if isinstance(item, torch.Tensor)]
 
 
 def _digest(optimizers: list[Any], buffers: Sequence[bytes | memoryview]) -> str:
@@ -151,9 +128,7 @@ def _capture_optimizers(registry: Registry, buffers: list[bytes | memoryview], o
 
 
 def _without_positions(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {k: _without_positions(v) for k, v in node.items() if k != "b"}
-    return [_without_positions(v) for v in node] if isinstance(node, list) else node
+    return values.without(node, "b", *values.BESIDE)
 
 
 def _buffer_indices(node: Any) -> list[int]:
@@ -163,18 +138,22 @@ def _buffer_indices(node: Any) -> list[int]:
     return [i for v in node for i in _buffer_indices(v)] if isinstance(node, list) else []
 
 
-def _capture_safely(slot: Slot, buffers: list[bytes | memoryview], opaque: list[str], constants: Constants) -> Any:
+def _capture_safely(
+    slot: Slot, buffers: list[bytes | memoryview], opaque: list[str], constants: Constants, common: shared.Shared
+) -> Any:
     """Return the node of `slot`; a thing of a library's own kind that cannot be read is a hole, and the recording goes on."""
     known = len(buffers)
     try:
-        return _capture_slot(slot, buffers, opaque, constants)
+        return _capture_slot(slot, buffers, opaque, constants, common)
     except Exception as error:  # noqa: BLE001  whatever a library's object raises
         del buffers[known:]
         opaque.append(f"{slot.path} ({type(slot.value).__qualname__}: {type(error).__name__}: {error})")
         return None
 
 
-def _capture_slot(slot: Slot, buffers: list[bytes | memoryview], opaque: list[str], constants: Constants) -> Any:
+def _capture_slot(
+    slot: Slot, buffers: list[bytes | memoryview], opaque: list[str], constants: Constants, common: shared.Shared
+) -> Any:
     if slot.kind == "iterator":
         return iterators.position(slot.value)
     if slot.kind == "generator":
@@ -183,6 +162,8 @@ def _capture_slot(slot: Slot, buffers: list[bytes | memoryview], opaque: list[st
         return values.encode(slot.value.state_dict(), buffers, opaque=opaque, rows=True)
     if slot.kind == "same":
         return slot.value
+    if slot.kind == "value" and common.touches(slot.value):
+        return values.encode(slot.value, buffers, opaque=opaque, leaf=common.node)
     return _capture_value(slot, buffers, opaque, constants) if slot.kind == "value" else None
 
 
@@ -217,9 +198,12 @@ def _nbytes(value: Any) -> int:
     return value.nbytes if isinstance(value, np.ndarray) else value.numel() * value.element_size()
 
 
-def _capture_grads(registry: Registry, buffers: list[bytes | memoryview], opaque: list[str]) -> list[Any]:
+def _capture_grads(
+    registry: Registry, buffers: list[bytes | memoryview], opaque: list[str], common: shared.Shared
+) -> list[Any]:
     grads = [(name, registry.tensors[name].grad) for name in registry.tensors if name in registry.params]
-    return [[name, values.encode(grad, buffers, opaque=opaque)] for name, grad in grads if grad is not None]
+    found = [(name, grad) for name, grad in grads if grad is not None]
+    return [[name, values.encode(grad, buffers, opaque=opaque, leaf=common.node)] for name, grad in found]
 
 
 def _capture_optimizer(
@@ -262,14 +246,17 @@ def restore(
         return problems
     _restore_tensors(read(tree["state"]["b"]), layout, registry)
     _restore_modes(tree, registry)
-    _restore_grads(dict(tree["grads"]), read, registry)
+    problems += kinds.other_modules(tree.get("classes", {}), registry)
+    placed = shared.Placed(slots, registry, {slot[0] for slot in tree["slots"]})
+    placed.restore(tree.get("shared", shared.NOTHING), read)
+    problems += _restore_grads(dict(tree["grads"]), read, registry, placed)
     for path, recorded in tree["optimizers"]:
         live = registry.optimizers.get(path) or _counterpart(path, recorded, registry)
         if live is not None:
             _restore_optimizer(live, recorded, read, registry)
         else:
             problems.append(f"the optimizer at {path} does not exist in the program now")
-    problems += _restore_slots(tree["slots"], read, slots)
+    problems += _restore_slots(tree["slots"], read, placed)
     rng.restore_state(values.decode(tree["rng"], read))
     return problems
 
@@ -296,14 +283,15 @@ def _restore_modes(tree: dict[str, Any], registry: Registry) -> None:
 
 
 def mismatch(layout: PackedLayout, registry: Registry) -> list[str]:
-    """Return one line for each tensor that the recorded layout and the program do not have alike."""
+    """Return one line for each tensor that the recorded layout and the program do not have alike, and each such optimizer."""
     recorded = {e.name: (e.dtype, e.shape) for e in layout.entries}
     here = {n: (values.dtype_name(t.dtype), tuple(t.shape)) for n, t in registry.tensors.items()}
-    return [
+    tensors = [
         f"{name}: recorded {recorded.get(name)}, the program has {here.get(name)}"
         for name in {**recorded, **here}
         if recorded.get(name) != here.get(name)
     ]
+    return tensors + kinds.other_optimizers(layout.options, registry)
 
 
 def _restore_tensors(packed: bytes, layout: PackedLayout, registry: Registry) -> None:
@@ -313,10 +301,19 @@ def _restore_tensors(packed: bytes, layout: PackedLayout, registry: Registry) ->
         live.data.copy_(values.bytes_tensor(data, entry.dtype, entry.shape))
 
 
-def _restore_grads(recorded: dict[str, Any], read: values.Reader, registry: Registry) -> None:
+def _restore_grads(
+    recorded: dict[str, Any], read: values.Reader, registry: Registry, placed: shared.Placed
+) -> list[str]:
+    problems = []
     for name in registry.params:
         param = registry.tensors[name]
-        param.grad = values.decode(recorded[name], read).to(param.device) if name in recorded else None
+        try:
+            new = values.decode(recorded[name], read, given=placed.given) if name in recorded else None
+        except values.OpaqueValueError as error:
+            new = None
+            problems.append(f"the gradient of {name}: {error}")
+        param.grad = new if new is None else new.to(param.device)
+    return problems
 
 
 def _restore_optimizer(
@@ -354,12 +351,12 @@ def _to_device(state: dict[str, Any], param: torch.Tensor) -> dict[str, Any]:
     return {k: v.to(param.device) if isinstance(v, torch.Tensor) and v.dim() > 0 else v for k, v in state.items()}
 
 
-def _restore_slots(recorded: list[Any], read: values.Reader, slots: list[Slot]) -> list[str]:
-    live = {slot.path: slot for slot in slots}
+def _restore_slots(recorded: list[Any], read: values.Reader, placed: shared.Placed) -> list[str]:
     problems = []
-    for path, kind, node in recorded:
+    for path, kind, node, *class_ in recorded:
+        slot = placed.slots.get(path)
         try:
-            problem = _restore_slot(kind, node, read, live.get(path), live)
+            problem = kinds.other(class_, slot) or _restore_slot(kind, node, read, slot, placed)
         except (DamageError, MissingDataError):
             raise
         except Exception as error:  # noqa: BLE001  whatever a library's object raises where something is put into it
@@ -369,22 +366,21 @@ def _restore_slots(recorded: list[Any], read: values.Reader, slots: list[Slot]) 
     return problems
 
 
-def _restore_slot(kind: str, node: Any, read: values.Reader, slot: Slot | None, live: dict[str, Slot]) -> str | None:
+def _restore_slot(kind: str, node: Any, read: values.Reader, slot: Slot | None, placed: shared.Placed) -> str | None:
     if slot is None:
         # A variable that the program does not have yet, or one outside the function that is replayed.
         return None
     if kind == "same":
-        return _restore_alias(node, slot, live)
+        return _restore_alias(node, slot, placed.slots)
     if kind == "value":
-        return _restore_value(node, read, slot)
+        return _restore_value(node, read, slot, placed)
     if kind != slot.kind:
         return f"recorded as {kind}, the program has a {slot.kind}"
     return _RESTORERS[kind](node, read, slot)
 
 
 def _restore_alias(target: str, slot: Slot, live: dict[str, Slot]) -> str | None:
-    if slot.kind == "same" and slot.value == target:
-        return None
+    """`live` has what stands in the target's place now: what was an alias of what stood there before is none of it."""
     other = live.get(target)
     if other is None or slot.put is None or other.kind == "same":
         return None
@@ -416,21 +412,27 @@ _RESTORERS: dict[str, Callable[[Any, values.Reader, Slot], str | None]] = {
 }
 
 
-def _restore_value(node: Any, read: values.Reader, slot: Slot) -> str | None:
+def _restore_value(node: Any, read: values.Reader, slot: Slot, placed: shared.Placed) -> str | None:
     if isinstance(node, dict) and node.get("$") == "constant":
         return None if _digest_here(slot) == node["hash"] else "its content is not that of the recorded run"
     try:
-        new = values.decode(node, read, slot.value, types=columns.named_type)
+        new = values.decode(node, read, slot.value, types=columns.named_type, given=placed.given, leaves=True)
     except values.OpaqueValueError as error:
         return str(error)
-    if slot.kind == "value" and _same_scalar(slot.value, new):
+    if slot.kind == "value" and (new is slot.value or _same_scalar(slot.value, new)):
         return None
-    if slot.kind == "value" and _put_in_place(slot.value, new):
+    if slot.kind == "value" and not _is_shared(node) and _put_in_place(slot.value, new, placed):
         return None
     if slot.put is None:
         return "it cannot be replaced"
     slot.put(new)
+    placed.slots[slot.path] = replace(slot, kind="value", value=new)
     return None
+
+
+def _is_shared(node: Any) -> bool:
+    """Whether it is a tensor that lies in memory which others have, too: it is there already."""
+    return isinstance(node, dict) and node.get("$") == "shared"
 
 
 def _digest_here(slot: Slot) -> str | None:
@@ -446,10 +448,10 @@ def _same_scalar(live: Any, new: Any) -> bool:
     return repr(live) == repr(new)
 
 
-def _put_in_place(live: Any, new: Any) -> bool:
+def _put_in_place(live: Any, new: Any, placed: shared.Placed) -> bool:
     """Give a live object the recorded content where others may share it; views are left alone (they would write through)."""
     if isinstance(live, torch.Tensor) and isinstance(new, torch.Tensor):
-        return _copy_tensor(live, new)
+        return placed.alone(live) and _copy_tensor(live, new)
     if isinstance(live, np.ndarray) and isinstance(new, np.ndarray):
         owns = live.base is None and live.flags.owndata and live.flags.writeable
         if owns and live.shape == new.shape and live.dtype == new.dtype:
@@ -479,7 +481,11 @@ def _node_of(value: Any) -> tuple[str, list[bytes]]:
 def _copy_tensor(live: torch.Tensor, new: torch.Tensor) -> bool:
     if live.shape != new.shape or live.dtype != new.dtype or live.layout != new.layout or live._is_view():
         return False
+    if new.layout is torch.strided and strides.of_tensor(live) != strides.of_tensor(new):
+        return False
     if live.grad_fn is not None or live.untyped_storage().nbytes() != live.numel() * live.element_size():
         return False
-    live.data.copy_(new)
+    live.data.copy_(new.detach())
+    if live.is_leaf:
+        live.requires_grad_(new.requires_grad)
     return True

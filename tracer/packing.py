@@ -38,18 +38,23 @@ class Entry:
 
 @dataclass(frozen=True)
 class PackedLayout:
-    """How states are packed: `nbytes` in all, a multiple of `word`, the size of the integers that stand for them."""
+    """How states are packed: `nbytes` in all, a multiple of `word`, the size of the integers that stand for them.
+
+    Of a keyframe also which options its optimizers have, by their paths: what one has another cannot take.
+    """
 
     word: int
     nbytes: int
     entries: tuple[Entry, ...]
+    options: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
     @classmethod
     def of(cls, header: Mapping[str, Any]) -> PackedLayout:
         """Return the layout that a layout record, or the attributes of a `params` array, describes."""
         fields = ("name", "dtype", "nbytes", "offset", "param")
         entries = [Entry(**{f: e[f] for f in fields}, shape=tuple(e["shape"])) for e in header["entries"]]
-        return cls(header["word"], header["nbytes"], tuple(entries))
+        options = tuple((path, tuple(names)) for path, names in header.get("options", ()))
+        return cls(header["word"], header["nbytes"], tuple(entries), options)
 
     def table(self) -> dict[str, Any]:
         """Return the layout as JSON; `of` takes it back."""

@@ -84,6 +84,7 @@ class Past:
             lambda j: self.trace.piece(k, f"{prefix}ids{j}"),
             self.trace.samples,
             template,
+            leaves=True,
         )
 
     def rng(self, k: int) -> dict[str, Any] | None:

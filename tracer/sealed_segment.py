@@ -171,7 +171,9 @@ class SealedSegment:
 
     def _decoder(self, array: str, rows: list[int]) -> codecs.Decoder:
         """What decodes `rows`, out of those of this segment that they are predicted from."""
-        origin, own = next((f, own) for name, f, own in self._said.params if name == array)
+        # Packed as before once more, after states that were packed otherwise: then the array has two runs of states.
+        alike = [(origin, own) for name, origin, own in self._said.params if name == array]
+        origin, own = alike[0][0], Ranges.merged(run for _, own in alike for run in own.runs)
         try:
             return codecs.Decoder(self._by_row(origin, own), rows)
         except (KeyError, RecursionError):

@@ -108,11 +108,19 @@ def array(data: np.ndarray, dtype: str, shape: tuple[int, ...]) -> np.ndarray:
     return flat.view(numpy_type(dtype)).reshape(steps, *shape)
 
 
-def batch(node: Any, inline: list[bytes], ids: Callable[[int], bytes], rows: Rows, template: Any = None) -> Any:
+def batch(
+    node: Any,
+    inline: list[bytes],
+    ids: Callable[[int], bytes],
+    rows: Rows,
+    template: Any = None,
+    *,
+    leaves: bool = False,
+) -> Any:
     """Return the batch whose stored form is `node`: leaves that are lists of sample ids are gathered from `rows`.
 
     Named tuples take their types from `template`, a batch of the same structure, where there is one. Raise MissingDataError
-    where only how it was made is stored.
+    where only how it was made is stored. `leaves`: for a program that runs, tensors that needed gradients do so again.
     """
     buffers: list[bytes | memoryview] = list(inline)
 
@@ -129,17 +137,18 @@ def batch(node: Any, inline: list[bytes], ids: Callable[[int], bytes], rows: Row
         return {key: resolve(value) for key, value in part.items()}
 
     try:
-        return values.decode(resolve(node), buffers.__getitem__, template)
+        return values.decode(resolve(node), buffers.__getitem__, template, leaves=leaves)
     except IndexError as error:
         raise DamageError(f"a batch names a buffer that is not there: {error}") from None
 
 
 def _gathered(part: dict[str, Any], buffer: int) -> dict[str, Any]:
     dtype = part.get("dtype") or part["pool"].partition("-")[0]
+    facts = {"b": buffer, "shape": part["shape"], **{key: part[key] for key in values.BESIDE if key in part}}
     if part.get("as", "tensor") == "tensor":
-        facts = {"grad": part.get("grad", False), "device": part.get("device", "cpu")}
-        return {"$": "tensor", "b": buffer, "dtype": dtype, "shape": part["shape"], **facts}
-    return {"$": "array", "b": buffer, "dtype": np.dtype(dtype).str, "shape": part["shape"]}
+        grad, device = part.get("grad", False), part.get("device", "cpu")
+        return {"$": "tensor", "dtype": dtype, "grad": grad, "device": device, **facts}
+    return {"$": "array", "dtype": np.dtype(dtype).str, **facts}
 
 
 def split(data: bytes, sizes: Iterable[int]) -> list[bytes]:

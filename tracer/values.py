@@ -5,6 +5,10 @@ an object with one key `$`, its kind:
 
     {"$": "tensor", "b": i, "dtype": "float32", "shape": [..], "grad": bool, "device": "cpu"}   buffer i, C order, native bytes
     {"$": "array", "b": i, "dtype": "<f8", "shape": [..]}          a NumPy array
+        both have "strides" where they do not lie in C order in the program, so that they lie there again as they did: element
+        counts for a tensor, bytes for an array; the buffer is in C order all the same
+        a tensor has "leaf": true where gradients were collected for it (without: it needed none, or had a graph behind it)
+    {"$": "shared", "t": i}                                        of a keyframe: tensor i of those that share memory (`shared`)
     {"$": "scalar", "b": i, "dtype": "<f8"}                        a NumPy scalar
     {"$": "bytes", "b": i}   {"$": "float", "bits": "7ff8.."}      bytes; a float that JSON would not give back bit for bit
     {"$": "tuple" | "set" | "frozenset" | "deque", "v": [..]}      deque also has "maxlen"
@@ -15,6 +19,7 @@ an object with one key `$`, its kind:
     {"$": "columns", "type": "list", "n": 10000, "of": column}     a long list, tuple or deque (with "maxlen") as `columns` says
     {"$": "object", "type": "m.Graph", "v": [[name, value], ..]}  what has attributes and nothing else, put into a template
     {"$": "enum", "type": "m.Color", "v": "RED"}                   a member, found again in the template's class
+    {"$": "foreign", "of": "picture", "v": [..]}                  of another library: the parts of which `foreign` makes it
     {"$": "opaque", "type": "module.Name"}                         could not be recorded; decoding raises OpaqueValueError
 
 Nothing is ever pickled, and decoding runs no code of the trace.
@@ -38,8 +43,9 @@ import numpy as np
 import torch
 import xxhash
 
-from tracer import columns, objects
+from tracer import columns, foreign, objects, strides
 from tracer.errors import DamageError, MissingDataError
+from tracer.strides import BESIDE, beside, without
 
 Json = Any
 Reader = Callable[[int], bytes]
@@ -66,6 +72,8 @@ class _Sink(NamedTuple):
 class _Source:
     read: Reader
     types: Types
+    given: Callable[[Json], Any]
+    leaves: bool
 
 
 class OpaqueValueError(MissingDataError):
@@ -86,16 +94,20 @@ def refusal(tensor: torch.Tensor) -> str | None:
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:
-    """Return the elements of `tensor` (any strided dtype, any device) as bytes in C order; a view where it can be one."""
+    """Return the elements of `tensor` (any strided dtype, any device) as bytes in C order; a view where it can be one.
+
+    By DLPack: memory of which there was a NumPy array once is refused by torch to be resized, as the program may want to.
+    """
     flat = tensor.detach()
     if flat.dtype is torch.float32 and not flat.is_neg() and flat.device.type == "cpu" and flat.is_contiguous():
-        return memoryview(flat.numpy()).cast("B") if flat.numel() else memoryview(b"")  # the usual case, the short way
+        # The usual case, the short way.
+        return memoryview(np.from_dlpack(flat)).cast("B") if flat.numel() else memoryview(b"")
     if flat.is_conj() or flat.is_neg():
         flat = flat.resolve_conj().resolve_neg()
     flat = flat.cpu().contiguous().reshape(-1)
     if flat.numel() == 0:
         return memoryview(b"")
-    return memoryview(flat.view(torch.uint8).numpy())
+    return memoryview(np.from_dlpack(flat.view(torch.uint8)))
 
 
 def bytes_tensor(data: bytes, dtype: str, shape: list[int] | tuple[int, ...]) -> torch.Tensor:
@@ -139,8 +151,11 @@ def encode(
 
 
 def digest(node: Json, buffers: Sequence[bytes | memoryview]) -> str:
-    """A 128-bit hash of an encoded value: structure, types, shapes, bytes."""
-    found = xxhash.xxh3_128(json.dumps(node).encode())
+    """A 128-bit hash of an encoded value: structure, types, shapes, bytes; not how it lies in memory."""
+    text = json.dumps(node)
+    if '"strides"' in text or '"leaf"' in text:
+        text = json.dumps(without(node, *BESIDE))
+    found = xxhash.xxh3_128(text.encode())
     for buffer in buffers:
         found.update(buffer)
     return found.hexdigest()
@@ -161,8 +176,19 @@ def _encode(value: Any, sink: _Sink) -> Json:
             node = encoder(value, sink)
             if node is not None:
                 return node
-    node = _encode_object(value, sink) if sink.objects else None
+    return _encode_other(value, sink)
+
+
+def _encode_other(value: Any, sink: _Sink) -> Json:
+    node = _encode_foreign(value, sink)
+    if node is None and sink.objects:
+        node = _encode_object(value, sink)
     return _opaque(value, sink) if node is None else node
+
+
+def _encode_foreign(value: Any, sink: _Sink) -> Json:
+    found = foreign.parts(value)
+    return None if found is None else {"$": "foreign", "of": found[0], "v": _encode(found[1], sink)}
 
 
 def _encode_object(value: Any, sink: _Sink) -> Json:
@@ -205,11 +231,13 @@ def _encode_float(value: float) -> Json:
 
 def _encode_tensor(value: torch.Tensor, sink: _Sink) -> Json:
     if (why := refusal(value)) is not None:
-        return _encode_sparse(value, sink) if value.layout is torch.sparse_coo else _opaque(value, sink, f" ({why})")
+        coo = value.layout is torch.sparse_coo
+        node = _encode_sparse(value, sink) if coo else _encode_foreign(value, sink)
+        return _opaque(value, sink, f" ({why})") if node is None else node
     if sink.leaf is not None and (node := sink.leaf(value)) is not None:
         return node
     sink.buffers.append(tensor_bytes(value))
-    return {
+    node: dict[str, Any] = {
         "$": "tensor",
         "b": len(sink.buffers) - 1,
         "dtype": dtype_name(value.dtype),
@@ -217,6 +245,7 @@ def _encode_tensor(value: torch.Tensor, sink: _Sink) -> Json:
         "grad": bool(value.requires_grad),
         "device": str(value.device),
     }
+    return {**node, **beside(value)}
 
 
 def _encode_sparse(value: torch.Tensor, sink: _Sink) -> Json:
@@ -225,17 +254,22 @@ def _encode_sparse(value: torch.Tensor, sink: _Sink) -> Json:
     return {"$": "sparse", "v": parts, "shape": list(value.shape), "coalesced": value.is_coalesced()}
 
 
+def _is_record(value: np.ndarray | np.generic) -> bool:
+    return value.dtype.hasobject or value.dtype.names is not None
+
+
 def _encode_array(value: np.ndarray, sink: _Sink) -> Json:
-    if value.dtype.hasobject or value.dtype.names is not None:
+    if _is_record(value):
         return None
     if sink.leaf is not None and (node := sink.leaf(value)) is not None:
         return node
     sink.buffers.append(np.ascontiguousarray(value).reshape(-1).tobytes())
-    return {"$": "array", "b": len(sink.buffers) - 1, "dtype": value.dtype.str, "shape": list(value.shape)}
+    node = {"$": "array", "b": len(sink.buffers) - 1, "dtype": value.dtype.str, "shape": list(value.shape)}
+    return {**node, **beside(value)}
 
 
 def _encode_scalar(value: np.generic, sink: _Sink) -> Json:
-    if value.dtype.hasobject or value.dtype.names is not None:
+    if _is_record(value):
         return None
     sink.buffers.append(value.tobytes())
     return {"$": "scalar", "b": len(sink.buffers) - 1, "dtype": value.dtype.str}
@@ -296,15 +330,28 @@ _ENCODERS: tuple[tuple[Any, Callable], ...] = (
 )
 
 
-def decode(node: Json, read: Reader, template: Any = None, *, types: Types = lambda name: None) -> Any:
+def _nothing_given(node: Json) -> Any:
+    raise OpaqueValueError("a tensor that shares memory with others has its place in a running program alone")
+
+
+def decode(
+    node: Json,
+    read: Reader,
+    template: Any = None,
+    *,
+    types: Types = lambda name: None,
+    given: Callable[[Json], Any] = _nothing_given,
+    leaves: bool = False,
+) -> Any:
     """Return the value of `node`; `read(i)` gives the bytes of buffer i.
 
     `template` is a value of the same structure, if there is one: named tuples and dicts of a kind of their own take their
     type from it (without it they come back as plain tuples and dicts); of named tuples that it lacks, `types` gives it by name.
+    `given`: what stands for a tensor that shares memory with others. `leaves`: those that needed gradients do so again.
     Raise OpaqueValueError at an opaque node, DamageError where `node` is none that `encode` makes.
     """
     try:
-        return _decode(node, _Source(read, types), template)
+        return _decode(node, _Source(read, types, given, leaves), template)
     except _SENSELESS as error:
         raise DamageError(f"a value of the trace makes no sense: {type(error).__name__}: {error}") from None
 
@@ -410,19 +457,29 @@ def _copied(template: dict[Any, Any]) -> dict[Any, Any]:
         return made
 
 
+def _decode_tensor(node: Json, source: _Source) -> torch.Tensor:
+    tensor = bytes_tensor(source.read(node["b"]), node["dtype"], node["shape"])
+    tensor = strides.laid_tensor(tensor, node.get("strides"))
+    tensor = tensor.to(node["device"]) if node["device"] != "cpu" else tensor
+    return tensor.requires_grad_() if source.leaves and node.get("leaf") else tensor
+
+
 def _decode_leaf(kind: str, node: Json, source: _Source) -> Any:
     if kind == "tensor":
-        tensor = bytes_tensor(source.read(node["b"]), node["dtype"], node["shape"])
-        return tensor.to(node["device"]) if node["device"] != "cpu" else tensor
+        return _decode_tensor(node, source)
+    if kind == "shared":
+        return source.given(node)
     if kind == "sparse":
         indices, values = (_decode_leaf("tensor", part, source) for part in node["v"])
         size, coalesced = node["shape"], node["coalesced"]
         return torch.sparse_coo_tensor(indices, values, size, is_coalesced=coalesced, check_invariants=True)
     if kind in ("array", "scalar"):
         array = np.frombuffer(bytearray(source.read(node["b"])), dtype=np.dtype(node["dtype"]))
-        return array.reshape(node["shape"]) if kind == "array" else array[0]
+        return strides.laid_array(array.reshape(node["shape"]), node.get("strides")) if kind == "array" else array[0]
     if kind == "bytes":
         return source.read(node["b"])
+    if kind == "foreign":
+        return foreign.made(node["of"], _decode(node["v"], source))
     if kind == "slice":
         return slice(*(_decode(v, source) for v in node["v"]))
     return _DECODERS[kind](node)

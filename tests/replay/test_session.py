@@ -445,3 +445,24 @@ def test_after_a_step_that_diverged_the_very_next_keyframe_is_put_in_place(scrib
     )
     trace = scribe.record(tmp_path / "t", tmp_path / "train.py")
     assert [verdict.kind for verdict in verify(trace).verdicts] == ["diverged", *["verified"] * 5]
+
+
+def test_training_in_a_thread_of_its_own_is_named(scribe, tmp_path):
+    """A replay follows the main thread alone: of such a run it says why it is unverifiable."""
+    script = tmp_path / "threaded.py"
+    script.write_text(
+        "import threading, torch\n"
+        "def train():\n"
+        "    model = torch.nn.Linear(2, 1)\n"
+        "    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "    for _ in range(6):\n"
+        "        optimizer.zero_grad()\n"
+        "        model(torch.ones(3, 2)).sum().backward()\n"
+        "        optimizer.step()\n"
+        "worker = threading.Thread(target=train)\n"
+        "worker.start()\n"
+        "worker.join()\n"
+    )
+    report = verify(scribe.record(tmp_path / "t", script))
+    assert {verdict.kind for verdict in report.verdicts} == {"unverifiable"}
+    assert "it was trained in train, a thread of its own" in report.verdicts[0].detail

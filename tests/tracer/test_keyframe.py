@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from tracer import frames, keyframe, registry, rng, walk
+from tracer import constants, frames, keyframe, registry, rng, walk
 from tracer.packing import PackedLayout
 from tracer.values import tensor_bytes
 
@@ -405,6 +405,88 @@ def test_views_are_not_written_through():
     use(model)
 
 
+class TestSharedMemory:
+    """What lies in one memory lies in one memory again: changed through one name, it is changed under all."""
+
+    def test_a_list_of_what_the_optimizer_changes(self):
+        camera = Camera()
+        w, b = torch.ones(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+        optimizer = torch.optim.SGD([w, b], lr=0.1)
+        parameters, raw = [w, b], {"w": w.data, "half": w.detach()[1:]}
+        shot = camera.take()
+        assert len(shot[1]) < 10  # Their bytes are those of the state: they are not stored again.
+        use(parameters, raw)
+        w.data.fill_(7)
+        parameters, raw = [torch.ones(3)], {}
+        assert camera.put(shot) == []
+        assert [p is q for p, q in zip(parameters, (w, b), strict=True)] == [True, True]
+        raw["w"].mul_(2)
+        raw["half"].add_(1)
+        assert w.tolist() == [2, 3, 3]
+        use(optimizer)
+
+    def test_parameters_that_are_pieces_of_one_vector(self):
+        camera = Camera()
+        flat = torch.arange(5.0)
+        model = torch.nn.Linear(2, 2)
+        model.weight.data, model.bias.data = flat[:4].view(2, 2), flat[3:]
+        shot = camera.take()
+        flat.fill_(9)
+        assert camera.put(shot) == []
+        flat.mul_(2)
+        assert (model.weight.tolist(), model.bias.tolist()) == ([[0, 2], [4, 6]], [6, 8])
+
+    @pytest.mark.parametrize("size", [6, constants.CONSTANT_FROM])
+    def test_a_part_is_a_part_again(self, size):
+        camera = Camera()
+        model = torch.nn.Linear(1, 1)
+        mean = torch.arange(float(size))
+        part, others = mean[2:4], [mean[::2]]
+        shot = camera.take()
+        use(part, others)
+        part, others = torch.zeros(2), [None]
+        camera.put(shot)
+        mean.add_(10)
+        assert (part.tolist(), others[0][:2].tolist()) == ([12, 13], [10, 12])
+        use(model)
+
+    def test_what_was_a_copy_is_not_written_through(self):
+        """When it was recorded `best` was a copy; the program has it as the parameter itself by now."""
+        camera = Camera()
+        model = torch.nn.Linear(1, 1, bias=False)
+        best = model.weight.detach().clone()
+        model.weight.data.fill_(2)
+        shot, expected = camera.take(), best.item()
+        use(best)
+        best = model.weight.data
+        assert camera.put(shot) == []
+        assert (best.item(), model.weight.item()) == (expected, 2)
+
+    def test_an_alias_of_what_is_replaced(self):
+        camera = Camera()
+        model = torch.nn.Linear(1, 1)
+        window = np.arange(6)[2:4]
+        same = window
+        shot = camera.take()
+        window[:] = 7
+        camera.put(shot)
+        window += 1
+        assert same is window
+        assert same.tolist() == [3, 4]
+        use(model)
+
+    def test_a_tensor_that_needs_gradients_needs_them_again(self):
+        camera = Camera()
+        model = torch.nn.Linear(1, 1)
+        scale, frozen = torch.ones(2, requires_grad=True), torch.ones(3)
+        shot = camera.take()
+        use(scale, frozen)
+        scale, frozen = None, torch.ones(3, requires_grad=True)
+        camera.put(shot)
+        assert (scale.requires_grad, frozen.requires_grad) == (True, False)
+        use(model)
+
+
 def test_an_alias_is_an_alias_again():
     camera = Camera()
     model = torch.nn.Linear(1, 1)
@@ -573,7 +655,7 @@ class TestMappedFiles:
         assert constants.digest("data", mapped) == first
 
     def test_of_a_very_large_one_only_size_and_time_are_asked(self, mapped, monkeypatch):
-        monkeypatch.setattr(keyframe, "LARGEST", 1000)
+        monkeypatch.setattr(constants, "LARGEST", 1000)
         before = keyframe.Constants().digest("data", mapped)
         assert keyframe.Constants().digest("data", mapped) == before
         os.utime(mapped.filename, ns=(1, 1))

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from torch.utils.data._utils import fetch as torch_fetch
 
 import tracer
-from tracer import making
+from tracer import making, stored
 from tracer.batches import BatchEncoder
 
 WIDE = 80
@@ -129,6 +129,20 @@ def test_samples_that_come_again_are_stored_once_however_long_an_epoch_is() -> N
     assert encoder.counts == {f"float32-{WIDE}": 6000}
     other = BatchEncoder()
     assert [bool(other.encode(batch).inline) for batch in data.split(500)] == [False] * 9 + [True] * 3
+
+
+def test_samples_of_a_batch_that_lies_otherwise_in_memory() -> None:
+    """Rows are hashed in one piece; each is known again however its batch lies, and the batch comes back as it lay."""
+    encoder = BatchEncoder()
+    data = torch.arange(8 * WIDE, dtype=torch.float32).reshape(8, WIDE)
+    one, turned = encoder.encode(data), encoder.encode([data.t().contiguous().t(), data.numpy()[:, ::-1]])
+    assert encoder.counts == {f"float32-{WIDE}": 16}
+    assert turned.ids[0] == one.ids[0]
+    samples = torch.cat([data, data.flip(1)]).numpy()
+    back, array = stored.batch(turned.node, [], turned.ids.__getitem__, lambda pool, ids: samples[ids].tobytes())
+    assert (back.stride(), array.strides) == ((1, 8), (4 * WIDE, -4))
+    assert torch.equal(back, data)
+    assert (array == data.numpy()[:, ::-1]).all()
 
 
 def _train(loader: DataLoader) -> None:
