@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from replay import changes
 from replay.beyond import Shadow
 from replay.engine import NATIVE, Engine, StopProgram, Target
-from tracer import frames, keyframe, origin, rng, values, variables
+from tracer import frames, origin, rng, values, variables
 from tracer.errors import RewindError, UsageError
 from tracer.manifest import Parent, Program, source_name
 from tracer.options import Options
@@ -169,8 +169,7 @@ class BranchingEngine(Engine):
         tree, _ = self.past.keyframe(k)
         if tree["inner"] != inner or self._moved(tree["site"]) != frames.site_of(stack):
             return False
-        self._look(stack)
-        return self.registry is not None and not keyframe.mismatch(self.past.keyframe_layout(k), self.registry)
+        return self._takes(k, stack)
 
     def _is_foreign(self, record: dict[str, Any], stack: list[frames.UserFrame]) -> bool:
         return super()._is_foreign({**record, "site": self._moved(record.get("site"))}, stack)

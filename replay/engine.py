@@ -21,7 +21,7 @@ import torch
 from replay.judge import Judge
 from replay.patterns import Patterns
 from replay.remade import Remade
-from tracer import frames, hyperparameters, keyframe, registry, rng, values, walk
+from tracer import frames, hyperparameters, keyframe, kinds, registry, rng, values, walk
 from tracer.boundary import Boundary
 from tracer.optimizers import Optimizers, all_living
 from tracer.past import Past
@@ -390,10 +390,8 @@ class Engine:
         assert self.at is not None
         if self.remade.problem is not None:
             return self._judge.fed_wrong(self.at, self.remade.problem)
-        return self._judge.step(self.at, self._reader, self.registry, self._now.loss(), self._known_problems())
-
-    def _known_problems(self) -> list[str]:
-        return self.problems + (self.sandbox.view.doubts if self.sandbox is not None else [])
+        problems = self.problems + (self.sandbox.view.doubts if self.sandbox is not None else [])
+        return self._judge.step(self.at, self._reader, self.registry, self._now.loss(), problems)
 
     def _wait_at_end(self, frame: FrameType, mode: str) -> None:
         """Where an optimizer's step is the boundary, the past is put in place here; else at the next fetch."""
@@ -432,10 +430,15 @@ class Engine:
             return False
         if self._hurry and inner and not self.remade.fits(k, self.boundary.fetching):
             return False
-        self._look(stack)
-        if self.registry is not None and keyframe.mismatch(self.past.keyframe_layout(k), self.registry):
-            self._look(stack, hidden=True)
-        return self.registry is not None and not keyframe.mismatch(self.past.keyframe_layout(k), self.registry)
+        return self._takes(k, stack)
+
+    def _takes(self, k: int, stack: list[frames.UserFrame]) -> bool:
+        """Whether the program has the tensors of keyframe `k`, and things of its kinds."""
+        slots, layout = self._look(stack), self.past.keyframe_layout(k)
+        if self.registry is not None and keyframe.mismatch(layout, self.registry):
+            slots = self._look(stack, hidden=True)
+        same = self.registry is not None and not keyframe.mismatch(layout, self.registry)
+        return same and not kinds.others(self.past.keyframe(k)[0]["slots"], slots)
 
     def _restore(self, k: int, stack: list[frames.UserFrame]) -> list[str]:
         tree, read = self.past.keyframe(k)

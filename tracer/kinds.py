@@ -54,6 +54,13 @@ def other_modules(recorded: dict[str, list[list[str]]], registry: Registry) -> l
     ]
 
 
+def others(recorded: Sequence[Sequence[Any]], slots: Sequence[Slot]) -> list[str]:
+    """One line for each of a keyframe's slots whose state is none for what the program has there."""
+    here = {slot.path: slot for slot in slots}
+    found = [(path, other(kind, here.get(path))) for path, _, _, *kind in recorded]
+    return [f"{path}: {why}" for path, why in found if why is not None]
+
+
 def other(recorded: Sequence[str], slot: Slot | None) -> str | None:
     """Why the state of a `recorded` class, if there is one, is none for what is in `slot`."""
     if slot is None or not recorded or slot.kind != "stateful" or name(slot.value) == recorded[0]:

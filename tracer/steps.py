@@ -231,7 +231,8 @@ class StepRecorder:
         found = registry.build(slots, self._optimizers.hidden())
         if not found.tensors:
             return slots
-        if self._registry is None or not same_tensors(found, self._registry):
+        resized = self._reader is not None and not self._reader.matches()
+        if self._registry is None or resized or not same_tensors(found, self._registry):
             layout = registry.make_layout(found, self._layouts)
             self._registry = found
             if self._reader is None or layout.digest != self._reader.layout.digest:
