@@ -64,8 +64,11 @@ def repeated_samples(
         return []
     number = numbers[odd[0]]
     step = int(at[np.flatnonzero(epoch == number)[0]])
-    evidence = f"{shares[odd[0]]:.0%} of the samples of epoch {number} were offered twice; {usual:.0%} is usual here."
-    advice = "A resumed run began this epoch again: save and restore the sampler's position with the checkpoint."
+    evidence = f"{shares[odd[0]]:.0%} of the samples of epoch {number:g} were offered twice; {usual:.0%} is usual here."
+    advice = (
+        "A resumed run began this epoch again: save and restore the sampler's position with the checkpoint."
+        " Right where this epoch alone was drawn with replacement."
+    )
     return [Finding("repeated_samples", step, evidence, _BATCHES, advice)]
 
 

@@ -280,12 +280,27 @@ def _data(visit: _Visit) -> Iterator[Finding]:
     if not steps:
         return
     yield from audits.repeated_batches(steps, ids)
-    if not np.isnan(epochs).any():
-        yield from audits.repeated_samples(steps, epochs, ids)
+    named = [i for i in _first_passes(visit.trace, steps, epochs) if not np.isnan(epochs[i])]
+    if named:
+        yield from audits.repeated_samples(*([column[i] for i in named] for column in (steps, epochs, ids)))
     at = list(visit.sampled(lambda k: k in set(steps)))
     labels = [(k, found) for k in at if (found := _labels(visit.trace, k)) is not None]
     if labels:
         yield from audits.sorted_labels([k for k, _ in labels], [found for _, found in labels])
+
+
+def _first_passes(trace: Trace, steps: list[int], epochs: list[float]) -> Iterator[int]:
+    """The places of those of `steps` that a loader fed in a session's first pass through the data of that number.
+
+    A warm-up before `for epoch in range(3)` is a second pass of number 0, and repeats nothing.
+    """
+    passes: dict[tuple[int, float], int] = {}
+    for i, k in enumerate(steps):
+        record = trace.record(k)
+        key = (record["session"], epochs[i])
+        passes[key] = passes.get(key, -1) + (record["batch_index"] == 0 or key not in passes)
+        if record["mode"] == "loader" and passes[key] == 0:
+            yield i
 
 
 def _sample_ids(trace: Trace, k: int) -> np.ndarray | None:
