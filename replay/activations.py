@@ -109,6 +109,7 @@ class Watch:
             return None
         self._inside += 1
         self._putting.close()
+        self._left_out["compiled code: what its modules give is not seen"] = None
         return self._left
 
     def _left(self) -> None:

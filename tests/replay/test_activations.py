@@ -272,6 +272,19 @@ def test_losses_of_every_kind(watch):
     assert float(losses["cross_entropy#1"].mean()) == pytest.approx(float(total))
 
 
+def test_a_model_that_is_compiled(watch):
+    layer = torch.nn.Linear(3, 1)
+    leave = watch._entered()
+    assert not modules._global_forward_hooks
+    layer(torch.ones(1, 3))
+    leave()
+    layer(torch.ones(2, 3))
+    watch.end()
+    seen = watch.seen({id(layer): "layer"})
+    assert {name: len(t) for name, t in seen.activations.items()} == {"layer": 2}
+    assert "compiled code" in seen.left_out[0]
+
+
 def test_inside_a_transform_of_functions_it_is_said(watch):
     layer = torch.nn.Linear(3, 1)
     torch.func.grad(lambda x: layer(x).sum())(torch.ones(3))
