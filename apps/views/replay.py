@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rerun:
-    """What a re-execution gave: its verdict, what it captured, the gradients it left, the states before and after, what was seen inside."""
+    """What a re-execution gave: its verdict, what it captured, the gradients it left, the states around it, what was seen inside."""
 
     verdict: Any
     seconds: float
