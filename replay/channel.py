@@ -48,7 +48,7 @@ class Channel:
 class Parked(Channel):
     """The program's end where it shares a process with whoever commands it: while it waits, its random generators wait, too."""
 
-    _LOOKING = frozenset(("state", "captures", "grads", "define"))
+    _LOOKING = frozenset(("state", "captures", "grads", "watched", "define"))
 
     def __init__(self, connection: Connection) -> None:
         """As Channel."""

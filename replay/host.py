@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING, Any
 from replay import fence
 from replay.causes import Context
 from replay.channel import Channel
-from replay.engine import Engine, StopProgram
+from replay.engine import StopProgram
 from replay.file_view import FileView
 from replay.sandbox import Sandbox
 from replay.timeline import Span
+from replay.watching import WatchingEngine
 from tracer import active, beside, compiled, environment, files, frames, hooks, manifest, program, rng, stdin
 from tracer.branched import find_parent
 from tracer.errors import RewindError
@@ -32,6 +33,8 @@ from tracer.trace import Trace, open_trace
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from replay.engine import Engine
 
 
 def run_program(
@@ -94,7 +97,7 @@ def _kind(name: str | None) -> type[Engine]:
         from replay.branching import BranchingEngine  # noqa: PLC0415  as said
 
         return BranchingEngine
-    return Engine
+    return WatchingEngine
 
 
 def _start_like(trace: Trace, session: int) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from replay.activations import Watched
 from replay.causes import Context
 from replay.compilations import Compilations
 from replay.near_end import NearEnd, ThreadEnd
@@ -29,6 +30,7 @@ from tracer.errors import (
     ReplayError,
     StepError,
     UnreachableStepError,
+    UsageError,
 )
 from tracer.packing import PackedLayout
 from tracer.past import Past
@@ -77,6 +79,7 @@ class Session:
         self._engine_options: dict[str, Any] = {}
         self.verdict: Verdict | None = None
         self.chain: list[Verdict] = []
+        self._watched: Watched | None = None
 
     def _check(self, anyway: bool, current_source: bool) -> Context:
         facts = self.trace.manifest
@@ -148,6 +151,23 @@ class Session:
         """The gradients that the step run last left in the parameters."""
         return self._tensors("grads")
 
+    @property
+    def activations(self) -> dict[str, torch.Tensor]:
+        """What each module gave in the step that `step(watch=True)` ran last, by its path. Raise UsageError before one."""
+        return self.watched.activations
+
+    @property
+    def sample_losses(self) -> dict[str, torch.Tensor]:
+        """The loss of each sample in that step, [B], by the name of the function. Raise UsageError before one."""
+        return self.watched.sample_losses
+
+    @property
+    def watched(self) -> Watched:
+        """Both, and what of it was left out. Raise UsageError where the step run last was not watched."""
+        if self._watched is None:
+            raise UsageError("the step run last was not watched: step(watch=True) keeps what its modules give")
+        return self._watched
+
     def _tensors(self, what: str) -> dict[str, torch.Tensor]:
         if self._engine is None:
             return {}
@@ -168,26 +188,36 @@ class Session:
         self.position = k
         return self
 
-    def step(self) -> Verdict:
-        """Run the step that is next, again, and return the verdict. Raise StepError past the end, ReplayError."""
+    def step(self, *, watch: bool = False) -> Verdict:
+        """Run the step that is next, again, and return the verdict. Raise StepError past the end, ReplayError.
+
+        `watch`: `activations` and `sample_losses` are then those of this step.
+        """
         if self.position >= self.trace.steps:
             raise StepError(
                 f"step {self.position} was never recorded: the last is {self.trace.steps - 1}", step=self.position
             )
-        return self._steps(1)[0]
+        return self._steps(1, watch=watch)[0]
 
-    def _steps(self, count: int) -> list[Verdict]:
+    def _steps(self, count: int, *, watch: bool = False) -> list[Verdict]:
         """Run up to `count` steps: fewer where one is not verified, or where the program had to be started again."""
+        self._watched = None
         if self._at != self.position:
             self._travel(self.position)
-        message = self._retry({"do": "step", "count": count})
+        message = self._retry({"do": "step", "count": count, "watch": watch})
         verdicts = [Verdict(**found) for found in message["verdicts"]]
         self._compilations.ran(self.position, self.position + len(verdicts))
         self._at = self.position = self.position + len(verdicts)
         self.verdict = verdicts[-1]
         if "error" in message:
             self._stop()  # After these the program ended, or raised: the next move starts it again.
+        if watch and self._engine is not None:
+            self._watched = self._look_back()
         return verdicts
+
+    def _look_back(self) -> Watched:
+        message, parts = self._ask({"do": "watched"})
+        return Watched(**values.decode(message["value"], parts.__getitem__), left_out=message["left_out"])
 
     def back(self) -> Session:
         """Go to the state before this one."""

@@ -85,6 +85,17 @@ def build(slots: list[Slot], optimizers: list[torch.optim.Optimizer]) -> Registr
     return Registry(dict(modules), found, tensors, frozenset(params - left_out.keys()), aliases, left_out, unmade)
 
 
+def module_names(registry: Registry) -> dict[int, str]:
+    """Return {id(module): its path}, named as the tensors are; the one that owns all that is trained is `<model>`."""
+    trained = {id(p) for o in registry.optimizers.values() for g in o.param_groups for p in g["params"]}
+    roots = list(registry.modules.items())
+    names: dict[int, str] = {}
+    for (_, root), prefix in zip(roots, _prefixes(roots, trained), strict=True):
+        for path, module in root.named_modules():
+            names.setdefault(id(module), (prefix + path).rstrip(".") or "<model>")
+    return names
+
+
 def _roots(modules: list[tuple[str, torch.nn.Module]]) -> list[tuple[str, torch.nn.Module]]:
     inner = {id(child) for _, m in modules for child in m.modules() if child is not m}
     return [(path, m) for path, m in modules if id(m) not in inner]

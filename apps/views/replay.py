@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +14,8 @@ from apps.pictures import plain
 from apps.pilot import Peeked
 from apps.surfaces import Replayer
 from apps.trust import check
+from apps.views.activity import COLUMNS, activity, by_loss
+from replay.activations import Watched
 from replay.verify import keep
 from tracer.errors import RewindError
 
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rerun:
-    """What a re-execution gave: its verdict, what it captured, the gradients it left, the states before and after."""
+    """What a re-execution gave: its verdict, what it captured, the gradients it left, the states around it, what was seen inside."""
 
     verdict: Any
     seconds: float
@@ -35,6 +37,7 @@ class Rerun:
     notes: list[str]
     batch: Any = None
     """None where the trace has it."""
+    watched: Watched = field(default_factory=Watched)
 
 
 def rerun(session: Any, k: int) -> Rerun:
@@ -43,11 +46,12 @@ def rerun(session: Any, k: int) -> Rerun:
     session.seek(k)
     before = dict(session.state)
     batch = session.batch if session.trace.made_for(k) else None
-    verdict = session.step()
+    verdict = session.step(watch=True)
     seconds = time.perf_counter() - started
     states = {k: before, k + 1: dict(session.state)}
     notes = keep(session.trace, [verdict], way="app")
-    return Rerun(verdict, seconds, session.captures, session.grads, session.held_back, states, notes, batch)
+    given = (session.captures, session.grads, session.held_back)
+    return Rerun(verdict, seconds, *given, states, notes, batch, session.watched)
 
 
 def rerun_frame(found: Rerun) -> dict[str, Any]:
@@ -59,6 +63,9 @@ def rerun_frame(found: Rerun) -> dict[str, Any]:
         "captures": [(key, described(value)) for key, value in found.captures.items()],
         "grads": [(name, f"norm {float(value.float().norm()):.4g}") for name, value in found.grads.items()],
         "held_back": [(path, "") for path in found.held_back],
+        "activations": {"columns": COLUMNS, "rows": activity(found.watched.activations)},
+        "sample_losses": by_loss(found.watched.sample_losses),
+        "left_out": found.watched.left_out,
     }
 
 
@@ -111,10 +118,12 @@ class ReplayView:
         """What the last re-execution gave: what there is as a table, the tensors themselves for .npz."""
         if self._last is None:
             return {}
+        seen = self._last.watched
         kinds = {"capture": self._last.captures, "gradient": self._last.grads}
+        kinds |= {"activation": seen.activations, "sample_loss": seen.sample_losses}
         named = [(kind, name, np.asarray(plain(t))) for kind, of in kinds.items() for name, t in of.items()]
         table = {"kind": np.array([k for k, _, _ in named]), "name": np.array([n for _, n, _ in named])}
-        table["norm"] = np.array([float(np.linalg.norm(v.astype(np.float64))) for _, _, v in named])
+        table["norm"] = np.array([float(np.linalg.norm(np.abs(v).astype(np.float64))) for _, _, v in named])
         return {**table, **{f"{kind}/{name}": np.atleast_2d(value) for kind, name, value in named}} if named else {}
 
     def python(self) -> str:

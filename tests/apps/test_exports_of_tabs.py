@@ -122,5 +122,6 @@ def test_what_is_exported_is_what_was_recorded(viewer):
     again = viewer._view("replay").export()
     gradient = trace.grads(5)["encoder.weight"].numpy()
     assert np.array_equal(again["gradient/encoder.weight"], gradient)
+    assert again["activation/encoder"].shape[0] == len(run.batch(5).labels)
     place = again["name"].tolist().index("encoder.weight")
     assert again["norm"][place] == pytest.approx(float(np.linalg.norm(gradient.astype(np.float64))))

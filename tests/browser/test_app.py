@@ -422,6 +422,8 @@ def test_a_step_is_re_executed_and_verified(open_page):  # C3
     page = open_page("run=demo&step=20&tab=replay")
     page.page.get_by_role("button", name="Re-execute step 20").click()
     page.page.wait_for_selector("[data-verdict=verified]", timeout=90_000)
+    rows = page.page.locator("[data-table=activations] tbody tr")
+    assert "encoder" in rows.locator("td:first-child").all_inner_texts()
     page.page.get_by_role("button", name="forward by re-execution").click()
     page.page.get_by_text("Re-execute step 21").wait_for()
     page.page.wait_for_selector("[data-verdict=verified]", timeout=30_000)
