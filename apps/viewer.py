@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -21,7 +20,7 @@ import panel as pn
 from analysis.metrics import downsample
 from apps.exports import FORMATS
 from apps.following import BEAT, Following
-from apps.memory import give_back
+from apps.memory import give_back_later
 from apps.selection import TABS, History, Selection, from_query
 from apps.surfaces import Shell
 from apps.views import TITLES, make_view
@@ -362,7 +361,7 @@ class Viewer:
         if self._moved is not None and time.monotonic() - self._moved > _STILL:
             # It takes some 50 ms in which nothing else gets memory: not while one scrubs.
             self._moved = None
-            threading.Thread(target=give_back, name="rewind-give-back", daemon=True).start()
+            give_back_later(0)
 
     def _together(self, work: Callable[[], None]) -> None:
         """Send what `work` changes as Panel sends it: what Bokeh sends by itself may overtake the models it speaks of."""
@@ -377,6 +376,7 @@ class Viewer:
             getattr(view, "close", lambda: None)()
         if self._worker is not None:
             self._worker.shutdown(wait=False, cancel_futures=True)
+        give_back_later()
 
 
 def facts(run: Recorded, k: int) -> list[tuple[str, Any]]:
