@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -67,7 +68,7 @@ class Viewer:
         self.root = pn.Column(self._shell, self._body, sizing_mode="stretch_width")
         self._begin(follow=not _STEP.search(query))
         if self._document is not None:
-            self._document.add_periodic_callback(lambda: self._together(self._beat), int(BEAT * 1000))
+            self._document.add_periodic_callback(beating(weakref.ref(self)), int(BEAT * 1000))
 
     # -- what is chosen ------------------------------------------------------------------------------------------------
 
@@ -377,6 +378,16 @@ class Viewer:
         if self._worker is not None:
             self._worker.shutdown(wait=False, cancel_futures=True)
         give_back_later()
+
+
+def beating(page: weakref.ref[Viewer]) -> Callable[[], None]:
+    """What a document calls at each beat. It holds no page: the server's tasks hold the last document after its end."""
+
+    def beat() -> None:
+        if (there := page()) is not None:
+            there._together(there._beat)
+
+    return beat
 
 
 def facts(run: Recorded, k: int) -> list[tuple[str, Any]]:

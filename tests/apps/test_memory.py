@@ -49,3 +49,22 @@ def test_when_a_page_has_closed_its_memory_is_given_back(tmp_path, monkeypatch):
     assert told == [(0,)]  # once for each rest
     page.close()
     assert told == [(0,), ()]
+
+
+def test_what_a_document_calls_at_each_beat_holds_no_page():
+    class Page:
+        beats = 0
+
+        def _beat(self):
+            Page.beats += 1
+
+        def _together(self, work):
+            work()
+
+    page = Page()
+    beat, gone = viewer.beating(weakref.ref(page)), weakref.ref(page)
+    beat()
+    del page
+    assert gone() is None
+    beat()
+    assert Page.beats == 1
