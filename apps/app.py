@@ -25,6 +25,7 @@ from tornado.websocket import WebSocketClosedError
 
 from apps import address as address_book
 from apps.api import handlers
+from apps.memory import settled
 from apps.runs import Runs
 from apps.viewer import Viewer
 
@@ -242,6 +243,7 @@ def show(served: Served, *, browser: bool) -> None:
         served.server.io_loop.add_callback(webbrowser.open, served.url)
     logging.getLogger("asyncio").addFilter(_is_news)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ended by others, too, it ends in good order.
+    settled()
     served.run()
 
 

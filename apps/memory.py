@@ -6,15 +6,42 @@ Room: apps. May touch: the allocators of this process.
 from __future__ import annotations
 
 import ctypes
+import gc
+import threading
 from contextlib import suppress
+from typing import Final
 
 import pyarrow as pa
 
+GONE: Final = 2.0
+"""Seconds after the end of a page until Bokeh and Panel have let go of all that is its."""
+
 
 def give_back() -> None:
-    """What was held and freed goes back to the system, where the C library keeps it (glibc does)."""
+    """What is garbage, or was freed, goes back to the system; of what the C library keeps, where it is glibc.
+
+    Python itself looks for old garbage only when a quarter as many objects have come as there are, some 100,000: for hours
+    a page's old models would lie there, and a closed page whole.
+    """
+    gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
+
+
+def give_back_later(seconds: float = GONE) -> None:
+    """Give back then, in a thread of its own."""
+    timer = threading.Timer(seconds, give_back)
+    timer.name, timer.daemon = "rewind-give-back", True
+    timer.start()
+
+
+def settled() -> None:
+    """All that is there now, modules above all, stays: it is no garbage, and is not looked at again in search of some.
+
+    So a search takes a few milliseconds, and Python itself makes one as soon as a page has left a quarter of its own.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 _ARENAS, _TRIMS, _MAPS = -8, -1, -3

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import re
-import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ import panel as pn
 from analysis.metrics import downsample
 from apps.exports import FORMATS
 from apps.following import BEAT, Following
-from apps.memory import give_back
+from apps.memory import give_back_later
 from apps.selection import TABS, History, Selection, from_query
 from apps.surfaces import Shell
 from apps.views import TITLES, make_view
@@ -68,7 +68,7 @@ class Viewer:
         self.root = pn.Column(self._shell, self._body, sizing_mode="stretch_width")
         self._begin(follow=not _STEP.search(query))
         if self._document is not None:
-            self._document.add_periodic_callback(lambda: self._together(self._beat), int(BEAT * 1000))
+            self._document.add_periodic_callback(beating(weakref.ref(self)), int(BEAT * 1000))
 
     # -- what is chosen ------------------------------------------------------------------------------------------------
 
@@ -362,7 +362,7 @@ class Viewer:
         if self._moved is not None and time.monotonic() - self._moved > _STILL:
             # It takes some 50 ms in which nothing else gets memory: not while one scrubs.
             self._moved = None
-            threading.Thread(target=give_back, name="rewind-give-back", daemon=True).start()
+            give_back_later(0)
 
     def _together(self, work: Callable[[], None]) -> None:
         """Send what `work` changes as Panel sends it: what Bokeh sends by itself may overtake the models it speaks of."""
@@ -377,6 +377,17 @@ class Viewer:
             getattr(view, "close", lambda: None)()
         if self._worker is not None:
             self._worker.shutdown(wait=False, cancel_futures=True)
+        give_back_later()
+
+
+def beating(page: weakref.ref[Viewer]) -> Callable[[], None]:
+    """What a document calls at each beat. It holds no page: the server's tasks hold the last document after its end."""
+
+    def beat() -> None:
+        if (there := page()) is not None:
+            there._together(there._beat)
+
+    return beat
 
 
 def facts(run: Recorded, k: int) -> list[tuple[str, Any]]:

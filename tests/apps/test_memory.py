@@ -1,0 +1,70 @@
+"""What the app frees goes back: garbage is looked for when a page rests and after it has closed."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+from apps import memory, viewer
+from apps.runs import Runs
+from tests.tracer.synthetic import make_trace
+
+
+class Ring:
+    """Garbage that only a search finds."""
+
+    def __init__(self) -> None:
+        self.me = self
+
+
+def test_garbage_of_a_page_is_found_when_it_rests():
+    gc.disable()
+    try:
+        gone = weakref.ref(Ring())
+        assert gone() is not None
+        memory.give_back()
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def test_what_was_there_when_the_app_began_is_searched_no_more():
+    before, kept = gc.get_freeze_count(), Ring()
+    try:
+        memory.settled()
+        assert gc.get_freeze_count() > before
+        assert not any(one is kept for one in gc.get_objects())
+    finally:
+        gc.unfreeze()
+
+
+def test_when_a_page_has_closed_its_memory_is_given_back(tmp_path, monkeypatch):
+    make_trace(tmp_path / "run", 3, 4, 4)
+    told = []
+    monkeypatch.setattr(viewer, "give_back_later", lambda *seconds: told.append(seconds))
+    page = viewer.Viewer(Runs([tmp_path / "run"]))
+    page._moved = -1e9
+    page._beat()
+    page._beat()
+    assert told == [(0,)]  # once for each rest
+    page.close()
+    assert told == [(0,), ()]
+
+
+def test_what_a_document_calls_at_each_beat_holds_no_page():
+    class Page:
+        beats = 0
+
+        def _beat(self):
+            Page.beats += 1
+
+        def _together(self, work):
+            work()
+
+    page = Page()
+    beat, gone = viewer.beating(weakref.ref(page)), weakref.ref(page)
+    beat()
+    del page
+    assert gone() is None
+    beat()
+    assert Page.beats == 1
