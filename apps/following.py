@@ -202,12 +202,13 @@ class Following:
     def close(self) -> None:
         """The page is closed: runs that only closed pages hold go on."""
         left = self._runs.leave(id(self))
-        hands, twins = self._runs.hands, self._runs.twins
+        runs, hands, twins = self._runs, self._runs.hands, self._runs.twins
 
         def let_go() -> None:
             for path in left:
                 hands.release(path)
             twins.drop(left)
+            runs.let_go(left)
             give_back()
 
         self._aside.close(let_go)

@@ -113,6 +113,12 @@ class Runs:
             pages.discard(page)
         return left
 
+    def let_go(self, paths: list[Path]) -> None:
+        """Hold nothing of what was read of these traces, which no page shows any more; they stay open."""
+        for run in list(self._open.values()):
+            if run.trace.path in paths:
+                run.trace.let_go()
+
     def close(self) -> None:
         """Close all; live runs that only this app holds go on."""
         self.steering.close()

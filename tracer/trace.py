@@ -123,6 +123,10 @@ class Trace:
             self._samples = Samples(self._chain)
         return changed
 
+    def let_go(self) -> None:
+        """Hold nothing of what was read: it is read again when it is next asked for."""
+        self._chain.arrays.forget()
+
     # -- states --------------------------------------------------------------------------------------------------------
 
     def has_state(self, k: int) -> bool:

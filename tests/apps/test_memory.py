@@ -68,3 +68,20 @@ def test_what_a_document_calls_at_each_beat_holds_no_page():
     assert gone() is None
     beat()
     assert Page.beats == 1
+
+
+def test_of_a_run_that_no_page_shows_nothing_that_was_read_is_held(tmp_path):
+    make_trace(tmp_path / "t", steps=40, features=4, inputs=6, roll=16)
+    runs = Runs([tmp_path / "t"])
+    try:
+        (name,) = runs.names
+        trace = runs.open(name).trace
+        before = trace.weights("encoder.weight")[1]
+        captured = trace.captures["layer/som_targets"][7] if "layer/som_targets" in trace.captures else trace.batch(7)
+        assert captured is not None
+        assert trace._chain.arrays.kept.size > 0
+        runs.let_go([trace.path])
+        assert trace._chain.arrays.kept.size == 0
+        assert (trace.weights("encoder.weight")[1] == before).all()
+    finally:
+        runs.close()
