@@ -180,7 +180,8 @@ def main(arguments: list[str]) -> None:
     options = json.loads(text)
     channel = Channel(Connection(descriptor))
     writable = [*options.get("writable", ()), *_compiler_cache()]
-    fence.put_up(Path(options["scratch"]), writable)
+    # The cache the fence allows by its name: of what is yet to be made it must allow the folder around it.
+    fence.put_up(Path(options["scratch"]), options.get("writable", ()))
     with open_trace(path) as trace:
         facts = trace.manifest
         environment.restore(facts.environment)

@@ -150,7 +150,11 @@ def test_a_database_is_not_written_to(scribe, home):
 
 
 @pytest.mark.skipif(fence.version() < 2, reason="this kernel has no Landlock")
-def test_child_processes_and_native_code_are_refused(scribe, home):
+@pytest.mark.parametrize("empty", [False, True], ids=["", "empty_cache"])
+def test_child_processes_and_native_code_are_refused(scribe, home, monkeypatch, empty):
+    if empty:  # Around an empty folder of the compiler's everything could be written.
+        (home.parent / "cache").mkdir()
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(home.parent / "cache"))
     each = 'import subprocess\nsubprocess.run(["sh", "-c", "echo >> lines.txt"], check=False)'
     trace = scribe.record(home / "1.trace", program(home, "", each))
     known = contents(home)
